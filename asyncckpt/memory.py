@@ -1,0 +1,136 @@
+"""Host memory that trainer and writer both see: one anonymous memory file per arena.
+
+A memfd rather than POSIX shared memory: containers give ``/dev/shm`` 64 MB and kill the process
+that writes past it with SIGBUS, and a memfd has no name that could be left behind; it is freed when
+the last process that holds it ends, however that process ends.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import mmap
+import os
+import sys
+import threading
+from typing import ClassVar
+
+__all__ = ["PAGE_BYTES", "Arena", "is_memfd_available"]
+
+PAGE_BYTES = mmap.PAGESIZE
+_HUGE_PAGE_BYTES = 2 * 2**20
+_POPULATE_STEP_BYTES = 64 * 2**20
+_MADV_DONTFORK = 10
+_MADV_HUGEPAGE = 14
+_MADV_POPULATE_WRITE = 23  # Linux 5.14; older kernels answer EINVAL and the pages fault in on first use
+
+
+def is_memfd_available() -> bool:
+    """Whether arenas can be passed to another process by descriptor."""
+    return sys.platform == "linux" and hasattr(os, "memfd_create")
+
+
+class Arena:
+    """A fixed-size block of memory, mapped in this process and perhaps in the writer.
+
+    Ownership: the creator and every process it was attached to map it independently; each closes
+    its own mapping. ``buffer`` stays valid until `close`.
+
+    Attributes:
+        arena_id: identity within the creating process.
+        num_bytes: usable size.
+        fd: descriptor of the memory file, or -1 for memory that only this process sees.
+        buffer: the whole mapping.
+    """
+
+    _ids: ClassVar[itertools.count[int]] = itertools.count(1)
+    _local: ClassVar[dict[int, Arena]] = {}
+
+    def __init__(self, arena_id: int, num_bytes: int, fd: int, mapping: mmap.mmap) -> None:
+        self.arena_id = arena_id
+        self.num_bytes = num_bytes
+        self.fd = fd
+        self._mapping = mapping
+        self.buffer = memoryview(mapping)
+        self._cancel_populate = threading.Event()
+
+    @classmethod
+    def create(cls, num_bytes: int, *, shared: bool) -> Arena:
+        """Reserve *num_bytes*; pages are committed by `populate` or on first use.
+
+        Args:
+            num_bytes: usable size, at least 1.
+            shared: make it passable to another process (needs `is_memfd_available`).
+
+        Raises:
+            OSError: the kernel refused the memory or the descriptor.
+        """
+        size = -(-max(num_bytes, 1) // _HUGE_PAGE_BYTES) * _HUGE_PAGE_BYTES
+        fd = -1
+        if shared:
+            fd = os.memfd_create("asyncckpt-arena", os.MFD_CLOEXEC)
+            try:
+                os.ftruncate(fd, size)
+                mapping = mmap.mmap(fd, size)
+            except BaseException:
+                os.close(fd)
+                raise
+        else:
+            mapping = mmap.mmap(-1, size)
+        arena = cls(next(cls._ids), num_bytes, fd, mapping)
+        # A forked DataLoader worker must not share (or keep alive) the staging memory.
+        arena._advise(_MADV_HUGEPAGE, 0, size)
+        arena._advise(_MADV_DONTFORK, 0, size)
+        if not shared:
+            cls._local[arena.arena_id] = arena
+        return arena
+
+    @classmethod
+    def attach(cls, arena_id: int, num_bytes: int, fd: int) -> Arena:
+        """Map an arena somebody else created; takes ownership of *fd*."""
+        return cls(arena_id, num_bytes, fd, mmap.mmap(fd, os.fstat(fd).st_size))
+
+    @classmethod
+    def find_local(cls, arena_id: int) -> Arena:
+        """The unshared arena of this process with that id."""
+        return cls._local[arena_id]
+
+    @property
+    def address(self) -> int:
+        """Address of the first byte in this process."""
+        return ctypes.addressof(ctypes.c_char.from_buffer(self._mapping))
+
+    def populate(self) -> None:
+        """Commit all pages now, in steps, without holding the GIL; a no-op on old kernels.
+
+        Safe to run in a background thread while the arena is in use: it never changes contents.
+        """
+        for start in range(0, self.num_bytes, _POPULATE_STEP_BYTES):
+            length = min(_POPULATE_STEP_BYTES, self.num_bytes - start)
+            if self._cancel_populate.is_set() or not self._advise(_MADV_POPULATE_WRITE, start, length):
+                return
+
+    def _advise(self, advice: int, start: int, length: int) -> bool:
+        # mmap.madvise would hold the GIL for the whole call, half a second for a large arena.
+        if sys.platform != "linux":
+            return False
+        libc = ctypes.CDLL(None, use_errno=True)
+        return bool(libc.madvise(ctypes.c_void_p(self.address + start), ctypes.c_size_t(length), advice) == 0)
+
+    def close(self) -> None:
+        """Drop this process's mapping and descriptor; idempotent."""
+        self._cancel_populate.set()
+        self._local.pop(self.arena_id, None)
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+        try:
+            self.buffer.release()
+            self._mapping.close()
+        except BufferError:
+            # A tensor or memoryview over the arena is still alive somewhere; the mapping goes with it.
+            pass
+
+    def __repr__(self) -> str:
+        kind = "memfd" if self.fd >= 0 else "local"
+        return f"<Arena {self.arena_id} {kind} {self.num_bytes / 2**20:.1f} MiB>"

@@ -1,0 +1,134 @@
+"""Frozen value objects that several layers share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from types import MappingProxyType
+from typing import Any, Literal
+
+__all__ = ["CheckpointInfo", "Damage", "Mismatch", "Outcome", "SaveStats", "Statistics", "VerifyReport"]
+
+Outcome = Literal["pending", "durable", "failed", "skipped", "superseded", "cancelled"]
+
+_EMPTY: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class SaveStats:
+    """What one save cost. Seconds are wall time; bytes are exact.
+
+    Attributes:
+        blocked_s: how long ``save()`` kept the caller.
+        stage_s: from ``save()`` until the snapshot was complete and the writer had it.
+        encode_s: thread-seconds spent compressing and hashing.
+        write_s: thread-seconds spent in write calls.
+        commit_s: flush, header, rename and directory fsyncs.
+        durable_s: from ``save()`` until the checkpoint was durable.
+        raw_bytes: bytes of all tensors, shared ones counted once.
+        stored_bytes: bytes of all files of the step.
+    """
+
+    blocked_s: float = 0.0
+    stage_s: float = 0.0
+    encode_s: float = 0.0
+    write_s: float = 0.0
+    commit_s: float = 0.0
+    durable_s: float = 0.0
+    raw_bytes: int = 0
+    stored_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """How checkpoint and live state differ; keys are ``/``-joined paths such as ``model/lm_head.weight``."""
+
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    mismatched: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.unexpected or self.mismatched)
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointInfo:
+    """One committed checkpoint.
+
+    Attributes:
+        step: the training step it holds.
+        path: absolute directory (or URL) of the step.
+        kind: ``"regular"``, ``"emergency"``, ...
+        created: when ``save()`` was called, UTC.
+        metrics: the metrics given to ``save()`` or ``step()``.
+        tags: names given to ``save()``.
+        raw_bytes: bytes of all tensors before compression.
+        stored_bytes: bytes of all files except the header itself.
+        num_arrays: Zarr arrays that hold tensors.
+        world_size: ranks that wrote it.
+        format: version of the on-disk format.
+        nonce: unique name of this write.
+        run: identity of the run that wrote it.
+        versions: software versions at save time.
+        metadata: the user's ``metadata=``.
+        fell_back_from: newer steps that were damaged and skipped by ``restore``.
+        mismatch: what ``restore(strict=False)`` did not load.
+    """
+
+    step: int
+    path: str
+    kind: str
+    created: datetime
+    raw_bytes: int
+    stored_bytes: int
+    num_arrays: int
+    world_size: int
+    format: int
+    nonce: str
+    run: str = ""
+    metrics: Mapping[str, float] = field(default_factory=lambda: _EMPTY)
+    tags: tuple[str, ...] = ()
+    versions: Mapping[str, str] = field(default_factory=lambda: _EMPTY)
+    metadata: Mapping[str, Any] = field(default_factory=lambda: _EMPTY)
+    fell_back_from: tuple[int, ...] = ()
+    mismatch: Mismatch = Mismatch()
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """One damaged file: its key inside the step, and what is wrong with it."""
+
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """Outcome of ``verify``: which files were read, and which of them are damaged."""
+
+    step: int
+    num_files: int
+    checked_bytes: int
+    damaged: tuple[Damage, ...]
+    deep: bool = False
+
+    @property
+    def ok(self) -> bool:
+        return not self.damaged
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Totals over the life of one checkpointer; see `SaveStats` for units."""
+
+    num_saves: int = 0
+    num_durable: int = 0
+    num_failed: int = 0
+    num_skipped: int = 0
+    num_superseded: int = 0
+    num_cancelled: int = 0
+    blocked_s: float = 0.0
+    raw_bytes: int = 0
+    stored_bytes: int = 0
+    last: SaveStats | None = None
