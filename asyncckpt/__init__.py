@@ -1,0 +1,137 @@
+"""Asynchronous PyTorch checkpoints as plain Zarr v3, written by a process of their own.
+
+::
+
+    import asyncckpt as ac
+
+    with ac.Checkpointer("runs/gpt2", state={"model": model, "optimizer": optimizer, "rng": ac.RNG()},
+                         when=ac.Every(steps=500)) as ckpt:
+        found = ckpt.restore()
+        for step in range(found.step + 1 if found else 0, total):
+            loss = train_step()
+            ckpt.step(step, metrics={"loss": loss})
+
+This module is a lazy facade (PEP 562): a name is imported when it is first used. The writer process
+and the command line import subpackages of asyncckpt, and must not pay for torch because of that.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what type checkers and editors see; `_HOMES` is what runs, and a test compares the two
+    from asyncckpt.checkpointer import Checkpointer, load, open, save_sync
+    from asyncckpt.errors import (
+        BusyError,
+        CheckpointError,
+        CheckpointNotFoundError,
+        ClosedError,
+        CorruptCheckpointError,
+        CorruptError,
+        ForeignRootError,
+        InvalidOptionError,
+        RootLockedError,
+        SnapshotMutatedError,
+        StateMismatchError,
+        StepExistsError,
+        StorageError,
+        UnsupportedFormatError,
+        UnsupportedStateError,
+        UsageError,
+        WriterDiedError,
+        WriterError,
+    )
+    from asyncckpt.future import SaveFuture
+    from asyncckpt.interop import open_zarr
+    from asyncckpt.model import CheckpointInfo, Damage, Mismatch, SaveStats, Statistics, VerifyReport
+    from asyncckpt.options import Staging, Writer
+    from asyncckpt.policies import AtSteps, Best, Every, Keep
+    from asyncckpt.state import RNG, register_type
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "asyncckpt.checkpointer": ("Checkpointer", "load", "open", "save_sync"),
+    "asyncckpt.errors": (
+        "BusyError",
+        "CheckpointError",
+        "CheckpointNotFoundError",
+        "ClosedError",
+        "CorruptCheckpointError",
+        "CorruptError",
+        "ForeignRootError",
+        "InvalidOptionError",
+        "RootLockedError",
+        "SnapshotMutatedError",
+        "StateMismatchError",
+        "StepExistsError",
+        "StorageError",
+        "UnsupportedFormatError",
+        "UnsupportedStateError",
+        "UsageError",
+        "WriterDiedError",
+        "WriterError",
+    ),
+    "asyncckpt.future": ("SaveFuture",),
+    "asyncckpt.interop": ("open_zarr",),
+    "asyncckpt.model": ("CheckpointInfo", "Damage", "Mismatch", "SaveStats", "Statistics", "VerifyReport"),
+    "asyncckpt.options": ("Staging", "Writer"),
+    "asyncckpt.policies": ("AtSteps", "Best", "Every", "Keep"),
+    "asyncckpt.state": ("RNG", "register_type"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "RNG",
+    "AtSteps",
+    "Best",
+    "BusyError",
+    "CheckpointError",
+    "CheckpointInfo",
+    "CheckpointNotFoundError",
+    "Checkpointer",
+    "ClosedError",
+    "CorruptCheckpointError",
+    "CorruptError",
+    "Damage",
+    "Every",
+    "ForeignRootError",
+    "InvalidOptionError",
+    "Keep",
+    "Mismatch",
+    "RootLockedError",
+    "SaveFuture",
+    "SaveStats",
+    "SnapshotMutatedError",
+    "Staging",
+    "StateMismatchError",
+    "Statistics",
+    "StepExistsError",
+    "StorageError",
+    "UnsupportedFormatError",
+    "UnsupportedStateError",
+    "UsageError",
+    "VerifyReport",
+    "Writer",
+    "WriterDiedError",
+    "WriterError",
+    "load",
+    "open",
+    "open_zarr",
+    "register_type",
+    "save_sync",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(home), name)
+    globals()[name] = value  # the next access does not come here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,7 @@
+"""``python -m asyncckpt``: the command line."""
+
+from __future__ import annotations
+
+from asyncckpt.cli import main
+
+main()
