@@ -12,10 +12,14 @@
     │   ├── CheckpointNotFoundError   no such step, tag, or root (also LookupError)
     │   └── ForeignRootError          the directory holds something that is not ours
     ├── BusyError                 wait, or stop the other one
-    │   └── RootLockedError           another run writes to this root
+    │   ├── RootLockedError           another run writes to this root
+    │   ├── SaveSkippedError          the save was dropped: every staging slot was taken
+    │   └── SaveSupersededError       the save gave its place to a newer one
+    ├── SaveCancelledError        the caller cancelled the save (also concurrent.futures.CancelledError)
     ├── StorageError              the world broke: disk, network, permissions (also OSError, keeps errno)
     ├── WriterError               the background writer broke
     │   └── WriterDiedError           it ended without acknowledging the save
+    ├── StagingMemoryError        no memory for the snapshot (also MemoryError)
     ├── SnapshotMutatedError      the state changed under the snapshot; it was not written
     └── CorruptError              stored bytes are not what was written
         ├── CorruptCheckpointError    a committed step is damaged
@@ -28,6 +32,7 @@ writer's message protocol with their type and fields.
 from __future__ import annotations
 
 import os
+from concurrent.futures import CancelledError
 from typing import Any, ClassVar
 
 __all__ = [
@@ -40,7 +45,11 @@ __all__ = [
     "ForeignRootError",
     "InvalidOptionError",
     "RootLockedError",
+    "SaveCancelledError",
+    "SaveSkippedError",
+    "SaveSupersededError",
     "SnapshotMutatedError",
+    "StagingMemoryError",
     "StateMismatchError",
     "StepExistsError",
     "StorageError",
@@ -159,6 +168,29 @@ class RootLockedError(BusyError):
     code = "root_locked"
 
 
+class SaveSkippedError(BusyError):
+    """The save was dropped because every staging slot was taken; the step does not exist."""
+
+    code = "save_skipped"
+
+
+class SaveSupersededError(BusyError):
+    """A newer save took this one's place before it was staged; the step does not exist."""
+
+    code = "save_superseded"
+    retryable = False
+
+
+class SaveCancelledError(CheckpointError, CancelledError):
+    """The caller cancelled the save before the writer had it; the step does not exist.
+
+    An ordinary ``Exception`` on purpose: an ``asyncio.CancelledError`` would read as the
+    cancellation of the task that awaits the save.
+    """
+
+    code = "save_cancelled"
+
+
 class StorageError(CheckpointError, OSError):
     """The storage refused: full, read-only, unreachable, failing. ``errno`` is kept."""
 
@@ -190,6 +222,13 @@ class WriterDiedError(WriterError):
     """The writer ended without acknowledging the save, and no restart could finish it."""
 
     code = "writer_died"
+    retryable = True
+
+
+class StagingMemoryError(CheckpointError, MemoryError):
+    """The system refused the host memory that a snapshot needs."""
+
+    code = "staging_memory"
     retryable = True
 
 
