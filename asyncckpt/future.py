@@ -321,6 +321,18 @@ class SavePromise:
         cls = SaveSkippedError if outcome == "skipped" else SaveSupersededError
         return self.future._settle(outcome, error=cls(message, step=self.future.step))
 
+    def wait_done(self, timeout: float | None = None) -> None:
+        """Wait until the future has settled, without looking at its error.
+
+        Raises:
+            TimeoutError: it had not within *timeout* seconds.
+        """
+        self.future._wait_done(timeout)
+
+    async def wait_done_async(self) -> None:
+        """`wait_done` for asyncio and trio."""
+        await self.future._wait_done_async()
+
     def take_unseen_error(self) -> BaseException | None:
         """The error of a *failed* save nobody has looked at, once; ``None`` otherwise.
 

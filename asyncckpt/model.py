@@ -8,7 +8,7 @@ from datetime import datetime
 from types import MappingProxyType
 from typing import Any, Literal
 
-__all__ = ["CheckpointInfo", "Damage", "Mismatch", "Outcome", "SaveStats", "Statistics", "VerifyReport"]
+__all__ = ["CheckpointInfo", "Damage", "Mismatch", "Outcome", "SaveStats", "Statistics", "TensorSpec", "VerifyReport"]
 
 Outcome = Literal["pending", "durable", "failed", "skipped", "superseded", "cancelled"]
 
@@ -101,6 +101,25 @@ class Damage:
 
     key: str
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Where one staged tensor lies in an arena and how it is to be stored.
+
+    Attributes:
+        key: array key inside the step, ``state/model/lm_head.weight``.
+        data_type: Zarr data type name.
+        shape: global shape.
+        offset: first byte in the arena; C order, little endian.
+        torch_dtype: torch's name for the type when Zarr has none.
+    """
+
+    key: str
+    data_type: str
+    shape: tuple[int, ...]
+    offset: int
+    torch_dtype: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
