@@ -1,0 +1,107 @@
+"""The typer application: arguments and help of every verb; what they do stands in a module of each verb's name.
+
+Those modules are imported when their verb runs, so that ``--help`` and the light verbs start at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from asyncckpt.cli.exits import exit_on_error
+
+__all__ = ["app"]
+
+_EXIT_CODES = "Exit codes: 0 ok, 1 error, 2 usage, 3 corrupt, 4 nothing committed."
+
+app = typer.Typer(
+    help="Look at and check asyncckpt checkpoints.",
+    epilog=_EXIT_CODES,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Root = Annotated[str, typer.Argument(metavar="ROOT", help="Directory of the checkpoints.", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from asyncckpt import __version__
+
+        typer.echo(f"asyncckpt {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    """Options of the program itself."""
+
+
+@app.command(epilog=_EXIT_CODES)
+def ls(root: Root, as_json: AsJson = False) -> None:
+    """List the steps of ROOT, newest first, damaged ones too."""
+    from asyncckpt.cli.ls import run
+
+    with exit_on_error(as_json=as_json):
+        code = run(root, as_json=as_json)
+    raise typer.Exit(code)
+
+
+@app.command(epilog=_EXIT_CODES)
+def show(
+    root: Root,
+    step: Annotated[str, typer.Option(metavar="N|latest", help="Which step, by number, tag or 'latest'.")] = "latest",
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="GLOB", help="Only tensors whose path matches, such as 'model/*'.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show one step of ROOT: what its header says, and its tensors."""
+    from asyncckpt.cli.show import run
+
+    with exit_on_error(as_json=as_json):
+        code = run(root, step, only or [], as_json=as_json)
+    raise typer.Exit(code)
+
+
+@app.command(epilog=_EXIT_CODES)
+def verify(
+    root: Root,
+    step: Annotated[str, typer.Option(metavar="N|latest", help="Which step, by number, tag or 'latest'.")] = "latest",
+    every: Annotated[bool, typer.Option("--all", help="Every step.")] = False,
+    threads: Annotated[int | None, typer.Option(min=1, help="Files read at once.", show_default="CPUs")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Read every file of a step of ROOT and compare it with the digests taken when it was written."""
+    from asyncckpt.cli.verify import run
+
+    with exit_on_error(as_json=as_json):
+        code = run(root, None if every else step, threads=threads, as_json=as_json)
+    raise typer.Exit(code)
+
+
+@app.command(epilog=_EXIT_CODES)
+def demo(
+    config: Annotated[str, typer.Option(help="Model size: tiny, mini, small or 124M.")] = "small",
+    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 60,
+    save_every: Annotated[int, typer.Option(min=1, help="Steps from save to save.")] = 6,
+    folder: Annotated[
+        Path | None, typer.Option(help="Keep the runs in this new directory.", show_default="a temporary one")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a GPT-2, kill it in the middle of a save, resume it, compare it bit for bit (about a minute)."""
+    from asyncckpt.cli.demo import DemoSettings, run
+
+    settings = DemoSettings(config=config, steps=steps, save_every=save_every)
+    with exit_on_error(as_json=as_json):
+        code = run(settings, folder, as_json=as_json)
+    raise typer.Exit(code)
