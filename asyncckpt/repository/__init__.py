@@ -1,0 +1,1 @@
+"""A root of checkpoints: committing, finding, verifying and removing steps."""

@@ -1,0 +1,105 @@
+"""The directory of a run: created durably, checked to be ours, cleared of what dead writers left."""
+
+from __future__ import annotations
+
+import os
+import stat
+import uuid
+
+from asyncckpt.errors import ForeignRootError, StorageError
+from asyncckpt.format.paths import parse_step_name
+from asyncckpt.repository.names import HEADER, OWN, PARTIAL
+from asyncckpt.stores.contract import Store
+from asyncckpt.stores.durability import sync_directory_path
+from asyncckpt.stores.local import LocalStore, local_path
+
+__all__ = ["clean_partials", "prepare_root"]
+
+# The root of a freshly formatted volume is a fine place for checkpoints.
+_HARMLESS = frozenset({"lost+found"})
+
+
+def prepare_root(path: str | os.PathLike[str]) -> LocalStore:
+    """The store at *path*, ready to be written; nothing that exists is changed.
+
+    Every directory created on the way is durable on return: a checkpoint acknowledged later must not
+    vanish with a parent directory that was only in memory.
+
+    Args:
+        path: a path or ``file://`` URL; missing directories are created.
+
+    Raises:
+        InvalidOptionError: a kind of store that is not available.
+        ForeignRootError: there is something else than checkpoints; it was not touched.
+        StorageError: it cannot be created or written (``EACCES``, ``EROFS``, ``ENOTDIR``, ...).
+    """
+    root = local_path(path)
+    try:
+        _create_durably(root)
+        _require_ours(root)
+        _create_durably(f"{root}/{PARTIAL}")
+        _require_writable(root)
+    except OSError as error:
+        raise StorageError.from_os_error(error, f"prepare the checkpoint root {root}", path=root) from error
+    return LocalStore(root)
+
+
+def _create_durably(path: str) -> None:
+    """mkdir -p, with an fsync of the parent of each new directory."""
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        parent = os.path.dirname(path)
+        _create_durably(parent)
+        os.makedirs(path, exist_ok=True)  # somebody else may be preparing the same root
+        sync_directory_path(parent)
+    else:
+        if not stat.S_ISDIR(mode):
+            raise ForeignRootError(f"{path} is not a directory; choose another place for checkpoints", path=path)
+
+
+def _require_ours(root: str) -> None:
+    names = set(os.listdir(root)) - _HARMLESS
+    if OWN in names:
+        return
+    foreign = sorted(name for name in names if parse_step_name(name) is None)
+    if foreign:
+        raise ForeignRootError(
+            f"{root} holds {foreign[0]!r} and is no checkpoint root; choose an empty or new directory",
+            path=root,
+            found=foreign[:10],
+        )
+
+
+def _require_writable(root: str) -> None:
+    # Trying is the only reliable test: access(2) knows nothing of quotas, immutable flags or NFS squashing.
+    probe = f"{root}/{PARTIAL}/probe-{uuid.uuid4().hex}"
+    os.close(os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666))
+    os.unlink(probe)
+
+
+def clean_partials(store: Store) -> list[str]:
+    """Remove what interrupted writes and deletions left. Only the holder of the root's lock may call this.
+
+    That is everything in ``.asyncckpt/partial``, and every ``step-N`` without a header: a deletion
+    removes the header first, and a commit never shows a step without one.
+
+    Returns:
+        The keys that were removed.
+
+    Raises:
+        StorageError: something could not be removed.
+    """
+    leftovers = [f"{PARTIAL}/{entry.name}" for entry in store.entries(PARTIAL)]
+    leftovers += [
+        entry.name
+        for entry in store.entries("")
+        if entry.is_directory and parse_step_name(entry.name) is not None and not _has_header(store, entry.name)
+    ]
+    for key in leftovers:
+        store.delete(key)
+    return leftovers
+
+
+def _has_header(store: Store, name: str) -> bool:
+    return any(entry.name == HEADER for entry in store.entries(name))
