@@ -1,0 +1,66 @@
+"""The staging slots: who holds which, and what happens when all are taken."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from asyncckpt.memory import Arena
+from asyncckpt.options import BusyMode
+
+__all__ = ["Slot", "SlotPool"]
+
+
+class Slot:
+    """Room for one snapshot. Its holder alone touches ``arenas``."""
+
+    __slots__ = ("arenas", "index")
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.arenas: list[Arena] = []
+
+    def __repr__(self) -> str:
+        return f"<Slot {self.index} {self.arenas}>"
+
+
+class SlotPool:
+    """A fixed number of slots, handed out one at a time.
+
+    Args:
+        num_slots: how many.
+    """
+
+    def __init__(self, num_slots: int) -> None:
+        self.slots = tuple(Slot(index) for index in range(num_slots))
+        self._free = list(reversed(self.slots))
+        self._changed = threading.Condition()
+
+    @property
+    def num_free(self) -> int:
+        return len(self._free)
+
+    def acquire(self, when_busy: BusyMode, supersede: Callable[[], bool]) -> Slot | None:
+        """Take a slot by the rule *when_busy*; None means the new save is to be skipped.
+
+        Args:
+            when_busy: see `options.Staging`.
+            supersede: withdraws the newest save that the writer has not begun, if there is one;
+                its slot is then released.
+        """
+        with self._changed:
+            if self._free:
+                return self._free.pop()
+        if when_busy == "skip":
+            return None
+        if when_busy == "supersede":
+            supersede()
+        with self._changed:
+            self._changed.wait_for(lambda: self._free)
+            return self._free.pop()
+
+    def release(self, slot: Slot) -> None:
+        """Give *slot* back; its memory stays for the next snapshot."""
+        with self._changed:
+            self._free.append(slot)
+            self._changed.notify()

@@ -1,0 +1,1 @@
+"""The background writer: its process, its protocol and its pipeline. Never imports torch."""

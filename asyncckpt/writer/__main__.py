@@ -1,0 +1,57 @@
+"""Entry point of the writer process: ``python -m asyncckpt.writer FD NICE``.
+
+*FD* is an inherited stream socket to the trainer. The process has a session of its own (the trainer
+starts it so), ignores the signals a launcher or a terminal sends to the whole group, and ends by
+itself once the trainer is gone and everything staged is committed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import sys
+
+import anyio
+
+from asyncckpt.writer.service import serve
+
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
+_KEEP_BYTES = 256 * 2**20
+_PR_SET_NAME = 15
+
+
+def _keep_freed_memory() -> None:
+    # Each encoded chunk is a fresh few-megabyte object. By default glibc maps and unmaps each one, and
+    # zeroing its pages costs more than lz4 does.
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_THRESHOLD, _KEEP_BYTES)
+        libc.mallopt(_M_TRIM_THRESHOLD, _KEEP_BYTES)
+
+
+def _name_process() -> None:
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_NAME, b"asyncckpt-write", 0, 0, 0)
+
+
+def main() -> None:
+    """Serve the trainer on the inherited descriptor until it is gone."""
+    descriptor, nice = int(sys.argv[1]), int(sys.argv[2])
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    with contextlib.suppress(OSError, AttributeError):
+        os.nice(nice)
+    _keep_freed_memory()
+    _name_process()
+    with socket.socket(fileno=descriptor) as sock:
+        sock.setblocking(False)
+        anyio.run(serve, sock)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""Messages between trainer and writer: msgspec structs, sent as JSON frames. No pickle.
+
+Trainer to writer: `Configure` once, `Attach`/`Detach` for arenas (the descriptor travels with the
+frame), `Save` and `More` for the data of one save, `Drop` to withdraw it, `Close`.
+Writer to trainer: `Ready` or `Refused` once, then per save `Released` for each segment but the last,
+`Progress`, and exactly one of `Durable`, `Failed` or `Dropped`; `LogRecord` and `Pruned` at any time.
+Every message about a save carries the ``save_id`` the trainer gave it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+__all__ = [
+    "Attach",
+    "Close",
+    "Configure",
+    "Detach",
+    "Drop",
+    "Dropped",
+    "Durable",
+    "Failed",
+    "FromWriter",
+    "LogRecord",
+    "More",
+    "Progress",
+    "Pruned",
+    "Ready",
+    "Refused",
+    "Released",
+    "Save",
+    "ToWriter",
+    "WriteStats",
+]
+
+
+class Configure(msgspec.Struct, frozen=True, tag="configure"):
+    """First message: what to write to, and how. ``keep`` holds the fields of `policies.keep.Keep`."""
+
+    root: str
+    trainer_pid: int
+    compression: str | list[dict[str, Any]]
+    threads: int
+    log_level: int
+    keep: msgspec.Raw
+
+
+class Attach(msgspec.Struct, frozen=True, tag="attach"):
+    """Map an arena. Its descriptor travels with this frame unless ``local``."""
+
+    arena_id: int
+    num_bytes: int
+    local: bool
+
+
+class Detach(msgspec.Struct, frozen=True, tag="detach"):
+    arena_id: int
+
+
+class Save(msgspec.Struct, frozen=True, tag="save"):
+    """One save. The header fields are those of ``format.header``; ``segment`` is its first part."""
+
+    save_id: int
+    step: int
+    kind: str
+    nonce: str
+    run: str
+    created: str
+    tags: list[str]
+    versions: dict[str, str]
+    metrics: msgspec.Raw
+    metadata: msgspec.Raw
+    tree: msgspec.Raw
+    stage_s: float
+    arena_id: int
+    last: bool
+    tensors: msgspec.Raw
+
+
+class More(msgspec.Struct, frozen=True, tag="more"):
+    """A further segment of a save that is larger than the staging memory."""
+
+    save_id: int
+    arena_id: int
+    last: bool
+    tensors: msgspec.Raw
+
+
+class Drop(msgspec.Struct, frozen=True, tag="drop"):
+    """Withdraw a save if it was not begun yet; the answer is `Dropped`."""
+
+    save_id: int
+
+
+class Close(msgspec.Struct, frozen=True, tag="close"):
+    """Finish everything received, then exit."""
+
+
+class Ready(msgspec.Struct, frozen=True, tag="ready"):
+    pid: int
+
+
+class Refused(msgspec.Struct, frozen=True, tag="refused"):
+    """The writer cannot serve this root at all; it exits."""
+
+    error: dict[str, Any]
+
+
+class Released(msgspec.Struct, frozen=True, tag="released"):
+    """The oldest unreleased segment of the save is written; its arena may be filled again."""
+
+    save_id: int
+
+
+class Progress(msgspec.Struct, frozen=True, tag="progress"):
+    save_id: int
+    done_bytes: int
+
+
+class WriteStats(msgspec.Struct, frozen=True):
+    """See `model.SaveStats`."""
+
+    encode_s: float
+    write_s: float
+    commit_s: float
+    raw_bytes: int
+    stored_bytes: int
+    num_arrays: int
+
+
+class Durable(msgspec.Struct, frozen=True, tag="durable"):
+    save_id: int
+    stats: WriteStats
+
+
+class Failed(msgspec.Struct, frozen=True, tag="failed"):
+    save_id: int
+    error: dict[str, Any]
+
+
+class Dropped(msgspec.Struct, frozen=True, tag="dropped"):
+    """Answer to `Drop`: whether the save was withdrawn (else it goes on and ends as usual)."""
+
+    save_id: int
+    withdrawn: bool
+
+
+class Pruned(msgspec.Struct, frozen=True, tag="pruned"):
+    """Retention removed these steps; the reasons are parallel to them."""
+
+    steps: list[int]
+    reasons: list[str]
+
+
+class LogRecord(msgspec.Struct, frozen=True, tag="log"):
+    level: int
+    message: str
+
+
+ToWriter = Configure | Attach | Detach | Save | More | Drop | Close
+FromWriter = Ready | Refused | Released | Progress | Durable | Failed | Dropped | Pruned | LogRecord

@@ -1,0 +1,213 @@
+"""One save from staged memory to a committed step: encode and write in threads, then commit.
+
+The data flows through bounded anyio streams: segments (parts of the snapshot) in, jobs to the encode
+workers. Memory is bounded by one encode buffer per worker, whatever the size of the state.
+"""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+
+import anyio
+import anyio.to_thread
+import msgspec
+from anyio.abc import ObjectReceiveStream
+
+from asyncckpt.errors import StepExistsError
+from asyncckpt.format.header import FORMAT, Header, IndexRef, InlineTensor, encode_header_file
+from asyncckpt.format.index import FileRecord, encode_index
+from asyncckpt.format.metadata import encode_group_metadata
+from asyncckpt.model import TensorSpec
+from asyncckpt.options import Compression
+from asyncckpt.repository.catalog import CommittedStep
+from asyncckpt.repository.commit import StepWriter
+from asyncckpt.stores.contract import Store
+from asyncckpt.writer.encode import JobResult, put_recorded, run_job
+from asyncckpt.writer.jobs import Job, plan_jobs, tensor_bytes
+from asyncckpt.writer.messages import Save, WriteStats
+
+__all__ = ["Pipeline", "Segment"]
+
+_RANK = 0
+_decode_tensors = msgspec.json.Decoder(list[TensorSpec]).decode
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A part of the snapshot: its tensors lie in *buffer*, which may be reused once `release` ran."""
+
+    tensors: msgspec.Raw
+    buffer: memoryview
+    release: Callable[[], Awaitable[None]]
+
+
+@dataclass(slots=True)
+class _Written:
+    """What has been written of a save so far."""
+
+    records: list[FileRecord] = field(default_factory=list)
+    inline: dict[str, InlineTensor] = field(default_factory=dict)
+    num_arrays: int = 0
+    raw_bytes: int = 0
+    encode_s: float = 0.0
+    write_s: float = 0.0
+
+    def add(self, result: JobResult) -> None:
+        self.records.extend(result.records)
+        self.raw_bytes += result.raw_bytes
+        self.encode_s += result.encode_s
+        self.write_s += result.write_s
+
+    @property
+    def stored_bytes(self) -> int:
+        return sum(record.bytes for record in self.records)
+
+
+class Pipeline:
+    """Writes saves to one store, one after the other.
+
+    Args:
+        store: the checkpoint root.
+        compression: preset or codec list for every array.
+        threads: encode threads; each writes what it encoded.
+    """
+
+    def __init__(self, store: Store, compression: Compression, threads: int) -> None:
+        self._store = store
+        self._compression = compression
+        self._threads = threads
+        self._limiter = anyio.CapacityLimiter(threads)
+
+    async def write(
+        self, save: Save, segments: AsyncIterator[Segment], on_progress: Callable[[int], Awaitable[None]]
+    ) -> WriteStats:
+        """Write and commit *save*. When this returns, the step survives a power cut.
+
+        Args:
+            save: identity and header fields.
+            segments: the snapshot; ends after its last part.
+            on_progress: called with the raw bytes written so far.
+
+        Raises:
+            StorageError: nothing was committed; the partial step was removed.
+            StepExistsError: another write committed this step first.
+        """
+        try:
+            step = await anyio.to_thread.run_sync(StepWriter.begin, self._store, save.step, save.nonce)
+        except StepExistsError:
+            return await anyio.to_thread.run_sync(self._confirm_own_commit, save)
+        try:
+            written = _Written()
+            async for segment in segments:
+                await self._write_segment(segment, step, written, on_progress)
+                await segment.release()
+            started = time.perf_counter()
+            header = await anyio.to_thread.run_sync(self._finish_index, save, step, written)
+            await anyio.to_thread.run_sync(step.commit, encode_header_file(header))
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(step.abort)
+            raise
+        return WriteStats(
+            encode_s=written.encode_s,
+            write_s=written.write_s,
+            commit_s=time.perf_counter() - started,
+            raw_bytes=written.raw_bytes,
+            stored_bytes=header.stored_bytes,
+            num_arrays=written.num_arrays,
+        )
+
+    async def _write_segment(
+        self, segment: Segment, step: StepWriter, written: _Written, on_progress: Callable[[int], Awaitable[None]]
+    ) -> None:
+        plan = await anyio.to_thread.run_sync(lambda: plan_jobs(_decode_tensors(segment.tensors), self._compression))
+        written.num_arrays += plan.num_arrays
+        for spec in plan.inline:
+            written.inline[spec.key] = _inline(spec, segment.buffer)
+            written.raw_bytes += tensor_bytes(spec)
+        send, receive = anyio.create_memory_object_stream[Job](self._threads)
+
+        async def work(jobs: ObjectReceiveStream[Job]) -> None:
+            async with jobs:
+                async for job in jobs:
+                    result = await anyio.to_thread.run_sync(run_job, job, segment.buffer, step, limiter=self._limiter)
+                    written.add(result)
+                    await on_progress(written.raw_bytes)
+
+        async with anyio.create_task_group() as tasks, send:
+            for _ in range(self._threads):
+                tasks.start_soon(work, receive.clone())
+            receive.close()
+            for job in plan.jobs:
+                await send.send(job)
+            send.close()
+
+    def _finish_index(self, save: Save, step: StepWriter, written: _Written) -> Header:
+        groups = {"state", "index"}.union(*(_parents(record.key) for record in written.records))
+        metadata = encode_group_metadata()
+        written.records += [put_recorded(step, f"{group}/zarr.json", metadata) for group in sorted(groups)]
+        array_metadata, chunk, reference = encode_index(written.records, rank=_RANK)
+        step.put(f"{reference.key}/zarr.json", array_metadata)
+        step.put(f"{reference.key}/c.0", chunk)
+        stored_bytes = written.stored_bytes + len(array_metadata) + len(chunk)
+        return _header(save, written, [reference], stored_bytes)
+
+    def _confirm_own_commit(self, save: Save) -> WriteStats:
+        # A writer that was killed between the rename and its answer left our step committed. It may be
+        # acknowledged only once the rename itself is durable.
+        header = CommittedStep(self._store, save.step).header
+        if header.nonce != save.nonce:
+            raise StepExistsError(
+                f"step {save.step} is already committed at {self._store.location("")}; delete it first", step=save.step
+            )
+        self._store.sync_directory("")
+        return WriteStats(
+            encode_s=0.0,
+            write_s=0.0,
+            commit_s=0.0,
+            raw_bytes=header.raw_bytes,
+            stored_bytes=header.stored_bytes,
+            num_arrays=header.arrays,
+        )
+
+
+def _inline(spec: TensorSpec, buffer: memoryview) -> InlineTensor:
+    data = buffer[spec.offset : spec.offset + tensor_bytes(spec)]
+    return InlineTensor(
+        dtype=spec.data_type,
+        shape=list(spec.shape),
+        data=base64.b64encode(data).decode("ascii"),
+        torch_dtype=spec.torch_dtype,
+    )
+
+
+def _parents(key: str) -> Iterable[str]:
+    # "state/model/w/zarr.json": "state/model/w" is an array, what lies above it are groups.
+    parts = key.split("/")[:-2]
+    return ("/".join(parts[:depth]) for depth in range(1, len(parts) + 1))
+
+
+def _header(save: Save, written: _Written, indexes: list[IndexRef], stored_bytes: int) -> Header:
+    return Header(
+        format=FORMAT,
+        step=save.step,
+        kind=save.kind,
+        nonce=save.nonce,
+        run=save.run,
+        created=save.created,
+        world_size=1,
+        tags=save.tags,
+        metrics=save.metrics,
+        metadata=save.metadata,
+        versions=save.versions,
+        tree=save.tree,
+        inline=written.inline,
+        arrays=written.num_arrays,
+        raw_bytes=written.raw_bytes,
+        stored_bytes=stored_bytes,
+        indexes=indexes,
+        timings={"stage_s": save.stage_s, "encode_s": written.encode_s, "write_s": written.write_s},
+    )

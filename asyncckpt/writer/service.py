@@ -1,0 +1,263 @@
+"""The writer's side of the conversation: receives saves, runs the pipeline, answers.
+
+State ownership: everything here is touched only by the event loop; threads get immutable jobs.
+The same service runs in the writer process and, for ``Writer(kind="thread")``, in a thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import socket
+import time
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+
+import anyio
+import anyio.to_thread
+import msgspec
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+
+from asyncckpt.errors import CheckpointError, WriterDiedError, error_to_fields
+from asyncckpt.memory import Arena
+from asyncckpt.policies.keep import Keep
+from asyncckpt.repository.catalog import Catalog
+from asyncckpt.repository.retention import execute_retention, plan_retention
+from asyncckpt.stores import open_store
+from asyncckpt.stores.contract import Store
+from asyncckpt.writer.framing import FrameBuffer, receive_frames, send_frame
+from asyncckpt.writer.messages import (
+    Attach,
+    Close,
+    Configure,
+    Detach,
+    Drop,
+    Dropped,
+    Durable,
+    Failed,
+    FromWriter,
+    LogRecord,
+    More,
+    Progress,
+    Pruned,
+    Ready,
+    Refused,
+    Released,
+    Save,
+    ToWriter,
+)
+from asyncckpt.writer.pipeline import Pipeline, Segment
+
+__all__ = ["serve"]
+
+_PROGRESS_INTERVAL_S = 0.25
+_logger = logging.getLogger("asyncckpt.writer")
+
+_Part = Save | More
+
+
+class _PendingSave:
+    """A save received but not finished; its segments arrive in a stream."""
+
+    def __init__(self, save: Save) -> None:
+        self.save = save
+        self.begun = False
+        self.withdrawn = False
+        self.send, self.receive = anyio.create_memory_object_stream[_Part](max_buffer_size=1_000_000)
+
+
+async def serve(sock: socket.socket) -> None:
+    """Serve one trainer on the non-blocking *sock* until it closes or dies, then finish and return."""
+    frames: FrameBuffer[ToWriter] = FrameBuffer(msgspec.json.Decoder(ToWriter))
+    first = await receive_frames(sock, frames)
+    while first == []:
+        first = await receive_frames(sock, frames)
+    if not first:
+        return
+    configure, *rest = first
+    try:
+        store = await anyio.to_thread.run_sync(open_store, configure.root)
+        service = _Service(sock, frames, store, configure)
+    except CheckpointError as error:
+        await send_frame(sock, Refused(error_to_fields(error)))
+        return
+    await service.run(rest)
+
+
+class _Service:
+    def __init__(self, sock: socket.socket, frames: FrameBuffer[ToWriter], store: Store, configure: Configure) -> None:
+        self._sock = sock
+        self._frames = frames
+        self._store = store
+        self._keep = msgspec.json.decode(configure.keep, type=Keep)
+        self._trainer_pid = configure.trainer_pid
+        self._pipeline = Pipeline(store, configure.compression, configure.threads)  # type: ignore[arg-type]
+        self._arenas: dict[int, Arena] = {}
+        self._pending: dict[int, _PendingSave] = {}
+        self._queue_in: MemoryObjectSendStream[_PendingSave]
+        self._queue: MemoryObjectReceiveStream[_PendingSave]
+        self._queue_in, self._queue = anyio.create_memory_object_stream[_PendingSave](1_000_000)
+        self._send_lock = anyio.Lock()
+
+    async def run(self, received: list[ToWriter]) -> None:
+        await self._send(Ready(os.getpid()))
+        for message in received:
+            await self._dispatch(message)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._receive)
+            tasks.start_soon(self._watch_trainer)
+            await self._write_all()
+            tasks.cancel_scope.cancel()
+        for arena in self._arenas.values():
+            arena.close()
+
+    async def _receive(self) -> None:
+        while (messages := await receive_frames(self._sock, self._frames)) is not None:
+            for message in messages:
+                await self._dispatch(message)
+        self._end_of_input()
+
+    async def _watch_trainer(self) -> None:
+        # The socket alone is not enough: a forked child of the trainer may hold its end open.
+        if self._trainer_pid == os.getpid() or not hasattr(os, "pidfd_open"):
+            return
+        try:
+            descriptor = os.pidfd_open(self._trainer_pid)
+        except OSError:
+            return
+        try:
+            await anyio.wait_readable(descriptor)
+        finally:
+            os.close(descriptor)
+        # What the trainer sent before it died is still in the socket; let the receiver drain it first.
+        while select.select([self._sock], [], [], 0)[0] and not self._queue_in_closed:
+            await anyio.lowlevel.checkpoint()
+        self._end_of_input()
+
+    @property
+    def _queue_in_closed(self) -> bool:
+        return self._queue_in.statistics().open_send_streams == 0
+
+    def _end_of_input(self) -> None:
+        self._queue_in.close()
+        for pending in self._pending.values():
+            pending.send.close()
+
+    async def _dispatch(self, message: ToWriter) -> None:
+        match message:
+            case Attach(arena_id=arena_id, num_bytes=num_bytes, local=local):
+                self._arenas[arena_id] = (
+                    Arena.find_local(arena_id)
+                    if local
+                    else Arena.attach(arena_id, num_bytes, self._frames.descriptors.pop(0))
+                )
+            case Detach(arena_id=arena_id):
+                arena = self._arenas.pop(arena_id)
+                if arena.fd >= 0:
+                    arena.close()
+            case Save():
+                pending = self._pending[message.save_id] = _PendingSave(message)
+                self._add_part(pending, message)
+                self._queue_in.send_nowait(pending)
+            case More(save_id=save_id):
+                # Parts of a save that failed meanwhile are no longer wanted.
+                if (pending_or_none := self._pending.get(save_id)) is not None:
+                    self._add_part(pending_or_none, message)
+            case Drop(save_id=save_id):
+                await self._drop(save_id)
+            case Close():
+                self._end_of_input()
+
+    def _add_part(self, pending: _PendingSave, part: _Part) -> None:
+        pending.send.send_nowait(part)
+        if part.last:
+            pending.send.close()
+
+    async def _drop(self, save_id: int) -> None:
+        pending = self._pending.get(save_id)
+        withdrawn = False
+        if pending is not None:
+            # A snapshot that is still being streamed ends here, incomplete, and is not committed.
+            pending.send.close()
+            withdrawn = pending.withdrawn = not pending.begun
+            if withdrawn:
+                del self._pending[save_id]
+        await self._send(Dropped(save_id, withdrawn))
+
+    async def _write_all(self) -> None:
+        async for pending in self._queue:
+            if pending.withdrawn:
+                continue
+            pending.begun = True
+            if await self._write_one(pending):
+                await self._prune()
+
+    async def _write_one(self, pending: _PendingSave) -> bool:
+        save = pending.save
+        try:
+            stats = await self._pipeline.write(save, self._segments(pending), self._progress_reporter(save.save_id))
+        except Exception as error:
+            cause = _first_cause(error)
+            _logger.debug("step %d failed", save.step, exc_info=cause)
+            await self._send(Failed(save.save_id, error_to_fields(cause)))
+            return False
+        else:
+            await self._send(Durable(save.save_id, stats))
+            return True
+        finally:
+            self._pending.pop(save.save_id, None)
+
+    async def _segments(self, pending: _PendingSave) -> AsyncIterator[Segment]:
+        save_id = pending.save.save_id
+        last = False
+        async for part in pending.receive:
+            last = part.last
+
+            async def release(last: bool = last) -> None:
+                if not last:
+                    await self._send(Released(save_id))
+
+            yield Segment(part.tensors, self._arenas[part.arena_id].buffer, release)
+        if not last:
+            raise WriterDiedError(
+                f"the trainer ended while step {pending.save.step} was still being staged", step=pending.save.step
+            )
+
+    def _progress_reporter(self, save_id: int):  # type: ignore[no-untyped-def]
+        last_sent = time.monotonic()
+
+        async def report(done_bytes: int) -> None:
+            nonlocal last_sent
+            now = time.monotonic()
+            if now - last_sent >= _PROGRESS_INTERVAL_S:
+                last_sent = now
+                await self._send(Progress(save_id, done_bytes))
+
+        return report
+
+    async def _prune(self) -> None:
+        try:
+            removed = await anyio.to_thread.run_sync(self._run_retention)
+        except CheckpointError as error:
+            # The save is durable all the same; retention is tried again after the next one.
+            await self._send(LogRecord(logging.WARNING, f"retention failed: {error}"))
+            return
+        if removed:
+            await self._send(Pruned([step for step, _ in removed], [reason for _, reason in removed]))
+
+    def _run_retention(self) -> list[tuple[int, str]]:
+        infos = [committed.info for committed in Catalog(self._store).committed()]
+        plan = plan_retention(infos, self._keep, datetime.now(UTC))
+        execute_retention(self._store, plan)
+        return [(entry.step, entry.reason) for entry in plan.remove]
+
+    async def _send(self, message: FromWriter) -> None:
+        async with self._send_lock:
+            await send_frame(self._sock, message)
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
