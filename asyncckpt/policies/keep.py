@@ -1,0 +1,87 @@
+"""Which checkpoints to keep: frozen values; `repository.retention` turns them into a plan."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from asyncckpt.errors import InvalidOptionError
+from asyncckpt.model import CheckpointInfo
+from asyncckpt.policies.checks import require_count, require_duration
+
+__all__ = ["Best", "Keep", "rank_best"]
+
+
+@dataclass(frozen=True, slots=True)
+class Best:
+    """Keep the checkpoints with the best value of one metric.
+
+    Attributes:
+        metric: name in the ``metrics`` given to ``save()`` or ``step()``.
+        mode: ``"min"``: smaller is better; ``"max"``: larger is.
+        n: how many to keep.
+    """
+
+    metric: str
+    mode: Literal["min", "max"] = "min"
+    n: int = 1
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.metric, str) or not self.metric:
+            raise InvalidOptionError(f"Best.metric must name a metric, not {self.metric!r}")
+        if self.mode not in ("min", "max"):
+            raise InvalidOptionError(f"Best.mode must be 'min' or 'max', not {self.mode!r}")
+        require_count("Best.n", self.n, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """Keep a checkpoint if any rule says so; the newest and tagged ones are always kept.
+
+    Attributes:
+        last: the newest so many, at least 1; ``None`` keeps all.
+        every_steps: the first checkpoint of every so many steps, for good (the one at the multiple itself
+            when there is one).
+        every_seconds: the first checkpoint of every so many seconds, for good.
+        best: the best by a metric.
+        tags: which tags protect a checkpoint; ``None``: any does.
+    """
+
+    last: int | None = 3
+    every_steps: int | None = None
+    every_seconds: float | None = None
+    best: Best | None = None
+    tags: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.last is not None:
+            require_count("Keep.last", self.last, 1)
+        if self.every_steps is not None:
+            require_count("Keep.every_steps", self.every_steps, 1)
+        if self.every_seconds is not None:
+            require_duration("Keep.every_seconds", self.every_seconds)
+        if self.best is not None and not isinstance(self.best, Best):
+            raise InvalidOptionError(f"Keep.best must be a Best, not {self.best!r}")
+        if isinstance(self.tags, str):
+            raise InvalidOptionError("Keep.tags must be a tuple of tags, not a string")
+
+
+def rank_best(committed: Iterable[CheckpointInfo], best: Best) -> list[CheckpointInfo]:
+    """The checkpoints that have the metric, best first.
+
+    A missing value or NaN never wins. Of equal values the earliest step wins: later ones usually just
+    repeat it because nothing was evaluated in between.
+    """
+    ranked = [(value, info) for info in committed if (value := _value(info, best.metric)) is not None]
+    sign = 1 if best.mode == "min" else -1
+    ranked.sort(key=lambda pair: (sign * pair[0], pair[1].step))
+    return [info for _, info in ranked]
+
+
+def _value(info: CheckpointInfo, metric: str) -> float | None:
+    value = info.metrics.get(metric)
+    if not isinstance(value, (int, float)) or math.isnan(value):
+        return None
+    return float(value)
