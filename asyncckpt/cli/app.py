@@ -77,7 +77,9 @@ def verify(
     root: Root,
     step: Annotated[str, typer.Option(metavar="N|latest", help="Which step, by number, tag or 'latest'.")] = "latest",
     every: Annotated[bool, typer.Option("--all", help="Every step.")] = False,
-    threads: Annotated[int | None, typer.Option(min=1, help="Files read at once.", show_default="CPUs")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Files read at once.", show_default="CPUs, up to 8")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Read every file of a step of ROOT and compare it with the digests taken when it was written."""

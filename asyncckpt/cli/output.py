@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 __all__ = [
     "Column",
     "format_bytes",
+    "format_metrics",
     "format_ratio",
     "format_time",
     "is_terminal",
@@ -51,6 +52,11 @@ def format_ratio(raw_bytes: int, stored_bytes: int) -> str:
 def format_time(when: datetime) -> str:
     """*when* to the second, UTC: ``2026-01-31 23:59:59Z``."""
     return when.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+
+
+def format_metrics(metrics: Mapping[str, float]) -> str:
+    """``loss=3.2189, val_loss=nan``."""
+    return ", ".join(f"{name}={value:.5g}" for name, value in metrics.items())
 
 
 def json_value(value: Any) -> Any:

@@ -1,0 +1,102 @@
+"""``asyncckpt verify``: reads whole steps and compares them with the digests taken when they were written."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from asyncckpt.cli.exits import ExitCode
+from asyncckpt.cli.output import format_bytes, is_terminal, print_json
+from asyncckpt.cli.roots import LATEST, find_step, newest_step, open_catalog
+from asyncckpt.model import VerifyReport
+from asyncckpt.repository import Catalog, CommittedStep, verify_step
+
+__all__ = ["run"]
+
+_MAX_THREADS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class _Timed:
+    report: VerifyReport
+    seconds: float
+
+
+def run(root: str, which: str | None, *, threads: int | None, as_json: bool) -> ExitCode:
+    """Verify and print; `ExitCode.CORRUPT` when anything is damaged.
+
+    Args:
+        root: directory of the checkpoints.
+        which: a step number, a tag, ``latest``, or None for every step. The latest is the newest that
+            is there, not the newest that is whole: damage is what is being looked for.
+        threads: files read at once; None takes the CPUs, up to 8.
+        as_json: print JSON.
+
+    Raises:
+        NothingCommittedError: nothing is committed in *root*.
+        CheckpointNotFoundError: no step answers to *which*.
+        UnsupportedFormatError: written by a newer version.
+        StorageError: the storage cannot be read.
+    """
+    chosen = _choose(open_catalog(root), which)
+    results = _verify_all(chosen, threads or min(_MAX_THREADS, os.cpu_count() or 1))
+    if as_json:
+        timed = list(results)
+        print_json({"root": root, "ok": all(one.report.ok for one in timed), "steps": [_entry(one) for one in timed]})
+    else:
+        timed = [_print_result(one) for one in _with_progress(results, len(chosen))]
+    return ExitCode.OK if all(one.report.ok for one in timed) else ExitCode.CORRUPT
+
+
+def _choose(catalog: Catalog, which: str | None) -> list[CommittedStep]:
+    if which is None:
+        return [CommittedStep(catalog.store, step) for step in reversed(catalog.steps())]
+    if which == LATEST:
+        return [newest_step(catalog)]
+    if which.isdecimal():
+        return [CommittedStep(catalog.store, int(which))]
+    return [find_step(catalog, which)]
+
+
+def _verify_all(steps: Iterable[CommittedStep], threads: int) -> Iterator[_Timed]:
+    for committed in steps:
+        started = time.perf_counter()
+        report = verify_step(committed, threads)
+        yield _Timed(report, time.perf_counter() - started)
+
+
+def _with_progress(results: Iterator[_Timed], count: int) -> Iterator[_Timed]:
+    """Pass *results* on, with a bar on stderr if somebody looks at it."""
+    if not (is_terminal() and sys.stderr.isatty()):
+        yield from results
+        return
+    from rich.console import Console
+    from rich.progress import track
+
+    yield from track(results, "verifying", total=count, console=Console(stderr=True), transient=True)
+
+
+def _entry(timed: _Timed) -> dict[str, Any]:
+    report = timed.report
+    return {
+        "step": report.step,
+        "ok": report.ok,
+        "num_files": report.num_files,
+        "checked_bytes": report.checked_bytes,
+        "seconds": round(timed.seconds, 3),
+        "damaged": [asdict(damage) for damage in report.damaged],
+    }
+
+
+def _print_result(timed: _Timed) -> _Timed:
+    report = timed.report
+    verdict = "ok" if report.ok else f"DAMAGED, {len(report.damaged)} bad"
+    files = f"{report.num_files} files, {format_bytes(report.checked_bytes)} read in {timed.seconds:.2f} s"
+    print(f"step {report.step}: {verdict}; {files}")
+    for damage in report.damaged:
+        print(f"  {damage.key}: {damage.reason}")
+    return timed
