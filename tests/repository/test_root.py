@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from asyncckpt.errors import ForeignRootError, InvalidOptionError, StorageError
+from asyncckpt.repository import clean_partials, prepare_root
+from asyncckpt.stores import LocalStore
+
+
+def test_missing_directories_are_created_and_each_is_made_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    real = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(os.readlink(f"/proc/self/fd/{fd}")), real(fd)))
+    store = prepare_root(tmp_path / "a" / "b" / "root")
+    assert store.root == str(tmp_path / "a" / "b" / "root")
+    new = ["", "a", "a/b", "a/b/root", "a/b/root/.asyncckpt"]
+    assert synced == [str(tmp_path / name) for name in new]
+
+
+def test_preparing_again_changes_nothing(tmp_path: Path) -> None:
+    prepare_root(tmp_path / "root")
+    before = sorted(str(path) for path in tmp_path.rglob("*"))
+    prepare_root((tmp_path / "root").as_uri())
+    assert sorted(str(path) for path in tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["step-00000500", "lost+found", ".asyncckpt"])
+def test_an_empty_or_own_directory_is_accepted(tmp_path: Path, name: str) -> None:
+    prepare_root(tmp_path)
+    (tmp_path / ".asyncckpt" / "partial").rmdir()
+    (tmp_path / ".asyncckpt").rmdir()
+    (tmp_path / name).mkdir()
+    prepare_root(tmp_path)
+
+
+def test_users_files_beside_checkpoints_are_fine_once_the_root_is_ours(tmp_path: Path) -> None:
+    prepare_root(tmp_path)
+    (tmp_path / "train.log").write_text("step 1")
+    prepare_root(tmp_path)
+    assert (tmp_path / "train.log").read_text() == "step 1"
+
+
+@pytest.mark.parametrize("name", ["src", "step-5", "step-latest", ".git"])
+def test_a_foreign_directory_is_refused_and_not_touched(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / "step-00000500").mkdir()
+    with pytest.raises(ForeignRootError, match=f"holds '{name}'") as error:
+        prepare_root(tmp_path)
+    assert error.value.fields["found"] == [name]
+    assert sorted(os.listdir(tmp_path)) == sorted([name, "step-00000500"])
+
+
+def test_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "root").write_text("mine")
+    with pytest.raises(ForeignRootError, match="not a directory"):
+        prepare_root(tmp_path / "root")
+    with pytest.raises(StorageError) as error:
+        prepare_root(tmp_path / "root" / "below")
+    assert error.value.errno == errno.ENOTDIR
+
+
+def test_a_place_where_nothing_can_be_created_is_a_storage_error() -> None:
+    with pytest.raises(StorageError, match="could not prepare the checkpoint root") as error:
+        prepare_root("/proc/asyncckpt-root")
+    assert error.value.errno in (errno.ENOENT, errno.EACCES, errno.EPERM)
+
+
+def test_another_scheme_is_refused() -> None:
+    with pytest.raises(InvalidOptionError):
+        prepare_root("s3://bucket/run")
+
+
+@pytest.fixture
+def read_only_root(tmp_path: Path) -> Iterator[Path]:
+    root = tmp_path / "root"
+    prepare_root(root)
+    mounted = subprocess.run(["mount", "--bind", root, root], capture_output=True, check=False).returncode == 0
+    if mounted and subprocess.run(["mount", "-o", "remount,ro,bind", root], capture_output=True, check=False).returncode:
+        subprocess.run(["umount", root], check=True)
+        mounted = False
+    if not mounted:
+        pytest.skip("mounting is not allowed here")
+    yield root
+    subprocess.run(["umount", root], check=True)
+
+
+def test_a_read_only_root_is_refused_at_once(read_only_root: Path) -> None:
+    with pytest.raises(StorageError) as error:
+        prepare_root(read_only_root)
+    assert error.value.errno == errno.EROFS
+
+
+def test_cleaning_removes_what_dead_writers_left_and_nothing_else(store: LocalStore) -> None:
+    store.put(".asyncckpt/partial/step-00000007-abc/state/w/c.0", b"1")
+    store.put(".asyncckpt/partial/stray", b"1")
+    store.put("step-00000008/state/w/c.0", b"half deleted")
+    store.put("step-00000009/zarr.json", b"not even readable, but present")
+    store.put("notes/step-00000008/x", b"1")
+    store.put("step-8/x", b"1")
+    assert sorted(clean_partials(store)) == [
+        ".asyncckpt/partial/step-00000007-abc",
+        ".asyncckpt/partial/stray",
+        "step-00000008",
+    ]
+    assert sorted(os.listdir(store.root)) == [".asyncckpt", "notes", "step-00000009", "step-8"]
+    assert os.listdir(f"{store.root}/.asyncckpt/partial") == []
+    assert clean_partials(store) == []
