@@ -1,0 +1,156 @@
+"""Whole chunk and shard files: a chunk, or several chunks followed by their index."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import google_crc32c
+import numpy as np
+import xxhash
+
+from asyncckpt.errors import CorruptCheckpointError
+from asyncckpt.format.codecs import ChunkCodec
+from asyncckpt.format.layout import ArrayLayout, FilePart
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+__all__ = ["FileDigest", "decode_file", "encode_file", "read_shard_index"]
+
+_CRC_BYTES = 4
+_MISSING = 2**64 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class FileDigest:
+    """What a file was made of.
+
+    Attributes:
+        stored_bytes: its size.
+        stored: XXH3-128 of its bytes, 32 hex digits.
+        raw: XXH3-128 of the raw bytes it holds, without padding.
+    """
+
+    stored_bytes: int
+    stored: str
+    raw: str
+
+
+@lru_cache(maxsize=1024)
+def _codec(codecs: str, layout: _Hashable) -> ChunkCodec:
+    return ChunkCodec(layout.layout.codecs, layout.layout.data_type)
+
+
+class _Hashable:
+    """Keys the codec cache by what a codec depends on; codec JSON itself is not hashable."""
+
+    __slots__ = ("layout",)
+
+    def __init__(self, layout: ArrayLayout) -> None:
+        self.layout = layout
+
+    def __hash__(self) -> int:
+        return hash(self.layout.data_type.name)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Hashable) and self.layout.data_type == other.layout.data_type
+
+
+def codec_of(layout: ArrayLayout) -> ChunkCodec:
+    """The codec of the (inner) chunks of *layout*; cached."""
+    return _codec(repr(layout.codecs), _Hashable(layout))
+
+
+def encode_file(layout: ArrayLayout, part: FilePart, raw: memoryview, sink: Callable[[Buffer], object]) -> FileDigest:
+    """Encode one file and pass it to *sink* piece by piece, a chunk at a time.
+
+    Args:
+        layout: of the array.
+        part: which file.
+        raw: all bytes of the array, C order, little endian.
+        sink: takes the pieces in order.
+    """
+    codec = codec_of(layout)
+    stored = xxhash.xxh3_128()
+    index = np.full((layout.chunks_per_shard, 2), _MISSING, dtype="<u8")
+    size = 0
+    for slot, start, stop in layout.chunks(part):
+        data = codec.encode(_padded(raw[start:stop], layout.chunk_bytes))
+        num_bytes = memoryview(data).nbytes
+        stored.update(data)
+        sink(data)
+        index[slot] = size, num_bytes
+        size += num_bytes
+    if layout.shard_shape is not None:
+        encoded = index.tobytes()
+        encoded += google_crc32c.value(encoded).to_bytes(_CRC_BYTES, "little")
+        stored.update(encoded)
+        sink(encoded)
+        size += len(encoded)
+    return FileDigest(size, stored.hexdigest(), xxhash.xxh3_128_hexdigest(raw[part.start : part.stop]))
+
+
+def _padded(chunk: memoryview, chunk_bytes: int) -> memoryview:
+    # Zarr chunks at the boundary are full size; what lies outside the array is the fill value, zero.
+    if len(chunk) == chunk_bytes:
+        return chunk
+    full = bytearray(chunk_bytes)
+    full[: len(chunk)] = chunk
+    return memoryview(full)
+
+
+def read_shard_index(layout: ArrayLayout, stored: memoryview) -> list[tuple[int, int]]:
+    """Offset and size of each chunk slot of a shard, checked against the file's size.
+
+    Raises:
+        CorruptCheckpointError: the index is damaged or points outside the file.
+    """
+    if layout.shard_shape is None:
+        return [(0, len(stored))]
+    num_bytes = layout.chunks_per_shard * 16
+    body_bytes = len(stored) - num_bytes - _CRC_BYTES
+    if body_bytes < 0:
+        raise CorruptCheckpointError("a shard is shorter than its index")
+    encoded = bytes(stored[body_bytes : body_bytes + num_bytes])
+    if google_crc32c.value(encoded) != int.from_bytes(stored[-_CRC_BYTES:], "little"):
+        raise CorruptCheckpointError("a shard index does not match its crc32c")
+    entries: list[tuple[int, int]] = [
+        tuple(entry) for entry in np.frombuffer(encoded, dtype="<u8").reshape(-1, 2).tolist()
+    ]
+    for offset, size in entries:
+        if (offset, size) != (_MISSING, _MISSING) and offset + size > body_bytes:
+            raise CorruptCheckpointError("a shard index points outside its file")
+    return entries
+
+
+def decode_file(layout: ArrayLayout, part: FilePart, stored: memoryview, out: memoryview) -> None:
+    """Decode a whole file into its place in *out*, which holds all bytes of the array.
+
+    Raises:
+        CorruptCheckpointError: the file is not one of this layout, or a chunk is missing.
+    """
+    entries = read_shard_index(layout, stored)
+    for slot, start, stop in layout.chunks(part):
+        decode_chunk(layout, entries[slot], stored, out[start:stop])
+
+
+def decode_chunk(layout: ArrayLayout, entry: tuple[int, int], stored: memoryview, out: memoryview) -> None:
+    """Decode one chunk, at *entry* = (offset, size) of the file, into *out*, its raw bytes without padding.
+
+    Raises:
+        CorruptCheckpointError: it is damaged or missing.
+    """
+    offset, size = entry
+    if offset == _MISSING:
+        raise CorruptCheckpointError("a chunk is missing from its shard")
+    codec = codec_of(layout)
+    data = stored[offset : offset + size]
+    if len(out) == layout.chunk_bytes:
+        codec.decode_into(data, out)
+        return
+    full = memoryview(bytearray(layout.chunk_bytes))
+    codec.decode_into(data, full)
+    out[:] = full[: len(out)]

@@ -1,0 +1,101 @@
+"""The index of one rank: every file it wrote, with sizes and digests, as a small Zarr array."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import google_crc32c
+import msgspec
+import xxhash
+
+from asyncckpt.errors import CorruptCheckpointError
+from asyncckpt.format.paths import check_key
+
+__all__ = ["FileRecord", "IndexRef", "decode_index", "encode_index"]
+
+_CRC_BYTES = 4
+
+
+class FileRecord(msgspec.Struct, frozen=True, array_like=True):
+    """One file of a step.
+
+    Attributes:
+        key: relative to the step.
+        bytes: stored size.
+        stored: XXH3-128 of the stored bytes, 32 hex digits.
+        raw: XXH3-128 of the bytes before encoding, padding excluded; for metadata the same as ``stored``.
+    """
+
+    key: str
+    bytes: int
+    stored: str
+    raw: str
+
+
+class IndexRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a header names an index.
+
+    Attributes:
+        rank: who wrote it.
+        key: its array, ``index/rank-00000``.
+        bytes: size of the chunk file ``c.0``.
+        digest: XXH3-128 of the chunk file.
+        metadata_digest: XXH3-128 of its ``zarr.json``.
+    """
+
+    rank: int
+    key: str
+    bytes: int
+    digest: str
+    metadata_digest: str
+
+
+_decode_records = msgspec.json.Decoder(list[FileRecord]).decode
+
+
+def encode_index(records: Sequence[FileRecord], *, rank: int = 0) -> tuple[bytes, bytes, IndexRef]:
+    """``zarr.json``, chunk file and reference of the index array that holds *records*."""
+    payload = msgspec.json.encode(list(records))
+    chunk = payload + google_crc32c.value(payload).to_bytes(_CRC_BYTES, "little")
+    metadata = msgspec.json.encode(
+        {
+            "zarr_format": 3,
+            "node_type": "array",
+            "shape": [len(payload)],
+            "data_type": "uint8",
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [len(payload)]}},
+            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
+            "fill_value": 0,
+            "codecs": [{"name": "bytes"}, {"name": "crc32c"}],
+            "attributes": {},
+        }
+    )
+    reference = IndexRef(
+        rank,
+        f"index/rank-{rank:05d}",
+        len(chunk),
+        xxhash.xxh3_128_hexdigest(chunk),
+        xxhash.xxh3_128_hexdigest(metadata),
+    )
+    return metadata, chunk, reference
+
+
+def decode_index(reference: IndexRef, metadata: bytes, chunk: bytes) -> list[FileRecord]:
+    """The records of an index, after checking both of its files against *reference*.
+
+    Raises:
+        CorruptCheckpointError: they are not the files the header names.
+    """
+    if xxhash.xxh3_128_hexdigest(metadata) != reference.metadata_digest:
+        raise CorruptCheckpointError(f"{reference.key}/zarr.json does not match its digest", key=reference.key)
+    if len(chunk) != reference.bytes or xxhash.xxh3_128_hexdigest(chunk) != reference.digest:
+        raise CorruptCheckpointError(f"{reference.key}/c.0 does not match its digest", key=reference.key)
+    try:
+        records = _decode_records(chunk[:-_CRC_BYTES])
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise CorruptCheckpointError(f"{reference.key} is not an index: {error}", key=reference.key) from error
+    for record in records:
+        check_key(record.key)
+        if record.bytes < 0:
+            raise CorruptCheckpointError(f"{record.key} has a negative size", key=record.key)
+    return records

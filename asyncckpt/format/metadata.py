@@ -1,0 +1,162 @@
+"""``zarr.json`` of arrays and groups, written and read by the Zarr v3 specification."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+import msgspec
+
+from asyncckpt.errors import CorruptCheckpointError, InvalidOptionError
+from asyncckpt.format.codecs import check_codecs
+from asyncckpt.format.dtypes import DATA_TYPES, DataType
+from asyncckpt.format.layout import ArrayLayout, Shape
+
+__all__ = ["decode_array_metadata", "encode_array_metadata", "encode_group_metadata"]
+
+_MAX_METADATA_BYTES = 2**20
+_MAX_DIMENSIONS = 64
+_MAX_BYTES = 2**50
+_INDEX_CODECS = ({"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"})
+_CHUNK_KEYS = {"name": "default", "configuration": {"separator": "."}}
+
+
+def encode_array_metadata(layout: ArrayLayout, attributes: Mapping[str, Any]) -> bytes:
+    """The ``zarr.json`` of an array."""
+    head = _encode_head(layout.shape, layout.data_type.name, layout.file_shape, layout.chunk_shape, _codec_json(layout))
+    return head + msgspec.json.encode(attributes) + b"}"
+
+
+@lru_cache(maxsize=4096)
+def _encode_head(shape: Shape, name: str, file_shape: Shape, chunk_shape: Shape, codecs: str) -> bytes:
+    encoded = msgspec.json.encode(
+        {
+            "zarr_format": 3,
+            "node_type": "array",
+            "shape": shape,
+            "data_type": name,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": file_shape}},
+            "chunk_key_encoding": _CHUNK_KEYS,
+            "fill_value": DATA_TYPES[name].fill_value,
+            "codecs": msgspec.Raw(codecs.encode()),
+        }
+    )
+    return encoded[:-1] + b',"attributes":'
+
+
+def _codec_json(layout: ArrayLayout) -> str:
+    inner = list(layout.codecs)
+    if layout.shard_shape is None:
+        return msgspec.json.encode(inner).decode()
+    sharding = {
+        "name": "sharding_indexed",
+        "configuration": {
+            "chunk_shape": layout.chunk_shape,
+            "codecs": inner,
+            "index_codecs": _INDEX_CODECS,
+            "index_location": "end",
+        },
+    }
+    return msgspec.json.encode([sharding]).decode()
+
+
+@lru_cache(maxsize=1)
+def _empty_group() -> bytes:
+    return msgspec.json.encode({"zarr_format": 3, "node_type": "group", "attributes": {}})
+
+
+def encode_group_metadata(attributes: Mapping[str, Any] | None = None) -> bytes:
+    """The ``zarr.json`` of a group below the step."""
+    if not attributes:
+        return _empty_group()
+    return msgspec.json.encode({"zarr_format": 3, "node_type": "group", "attributes": attributes})
+
+
+class _Named(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
+    configuration: dict[str, Any]
+
+
+class _Array(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    zarr_format: int
+    node_type: str
+    shape: tuple[int, ...]
+    data_type: str
+    chunk_grid: _Named
+    chunk_key_encoding: _Named
+    fill_value: Any
+    codecs: list[dict[str, Any]]
+    attributes: dict[str, Any]
+
+
+_decode = msgspec.json.Decoder(_Array).decode
+
+
+def decode_array_metadata(data: bytes) -> tuple[ArrayLayout, dict[str, Any]]:
+    """Layout and attributes in an array's ``zarr.json``; accepts what format 1 allows and nothing else.
+
+    Raises:
+        CorruptCheckpointError: it is not such a file.
+    """
+    if len(data) > _MAX_METADATA_BYTES:
+        raise CorruptCheckpointError(f"array metadata of {len(data)} bytes is over the limit of {_MAX_METADATA_BYTES}")
+    try:
+        found = _decode(data)
+        layout = _layout(found)
+    except (msgspec.DecodeError, RecursionError, KeyError, TypeError, ValueError, InvalidOptionError) as error:
+        raise CorruptCheckpointError(f"array metadata is malformed: {error}") from error
+    return layout, found.attributes
+
+
+def _layout(found: _Array) -> ArrayLayout:
+    if found.zarr_format != 3 or found.node_type != "array":
+        raise ValueError("not a Zarr v3 array")
+    if found.chunk_grid.name != "regular" or found.chunk_key_encoding != _Named("default", {"separator": "."}):
+        raise ValueError("a chunk grid or key encoding that format 1 does not have")
+    data_type = DATA_TYPES[found.data_type]
+    file_shape = _shape(found.chunk_grid.configuration["chunk_shape"], len(found.shape))
+    if found.codecs and found.codecs[0].get("name") == "sharding_indexed":
+        return _sharded(found, data_type, file_shape)
+    check_codecs(list(found.codecs), data_type)
+    return _checked(ArrayLayout(found.shape, data_type, file_shape, None, tuple(found.codecs)))
+
+
+def _sharded(found: _Array, data_type: DataType, shard_shape: Shape) -> ArrayLayout:
+    (sharding,) = found.codecs
+    configuration = sharding["configuration"]
+    if tuple(configuration["index_codecs"]) != _INDEX_CODECS or configuration["index_location"] != "end":
+        raise ValueError("a shard index that format 1 does not have")
+    chunk_shape = _shape(configuration["chunk_shape"], len(found.shape))
+    if any(shard % chunk for shard, chunk in zip(shard_shape, chunk_shape, strict=True)):
+        raise ValueError("chunks do not divide their shard")
+    check_codecs(list(configuration["codecs"]), data_type)
+    return _checked(ArrayLayout(found.shape, data_type, chunk_shape, shard_shape, tuple(configuration["codecs"])))
+
+
+def _shape(value: Any, dimensions: int) -> Shape:
+    if (
+        not isinstance(value, list)
+        or len(value) != dimensions
+        or any(type(length) is not int or length < 1 for length in value)
+    ):
+        raise ValueError("a chunk shape is a list of positive numbers, one per dimension")
+    return tuple(value)
+
+
+def _checked(layout: ArrayLayout) -> ArrayLayout:
+    if len(layout.shape) > _MAX_DIMENSIONS or any(length < 1 for length in layout.shape):
+        raise ValueError("a shape that format 1 does not have")
+    if layout.num_bytes > _MAX_BYTES or math.prod(layout.file_shape) * layout.data_type.itemsize > _MAX_BYTES:
+        raise ValueError("an array larger than any memory")
+    for cut in (layout.file_shape, layout.chunk_shape):
+        if not _is_contiguous(layout.shape, cut):
+            raise ValueError("chunks that are not contiguous")
+    return layout
+
+
+def _is_contiguous(shape: Shape, cut: Shape) -> bool:
+    """Whether *cut* has length 1 before some axis and covers every axis after it."""
+    axis = next((axis for axis, length in enumerate(cut) if length != 1), len(cut))
+    return all(length >= whole for length, whole in zip(cut[axis + 1 :], shape[axis + 1 :], strict=True))
