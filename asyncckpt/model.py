@@ -8,7 +8,7 @@ from datetime import datetime
 from types import MappingProxyType
 from typing import Any, Literal
 
-__all__ = ["CheckpointInfo", "Damage", "Mismatch", "Outcome", "SaveStats", "Statistics", "TensorSpec", "VerifyReport"]
+__all__ = ["CheckpointInfo", "Damage", "Health", "Mismatch", "Outcome", "SaveStats", "Statistics", "TensorSpec", "VerifyReport"]
 
 Outcome = Literal["pending", "durable", "failed", "skipped", "superseded", "cancelled"]
 
@@ -135,6 +135,23 @@ class VerifyReport:
     @property
     def ok(self) -> bool:
         return not self.damaged
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What a checkpointer is doing now.
+
+    Attributes:
+        writer_pid: process that writes; this process when the writer is a thread.
+        writer_restarts: how often the writer was replaced since it last committed a step.
+        pending_steps: steps being staged or written, oldest first.
+        free_slots: staging slots that the next save can take without waiting.
+    """
+
+    writer_pid: int
+    writer_restarts: int
+    pending_steps: tuple[int, ...]
+    free_slots: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import xxhash
 
@@ -13,6 +14,9 @@ from asyncckpt.format.index import FileRecord
 from asyncckpt.format.metadata import encode_array_metadata
 from asyncckpt.repository.commit import StepWriter
 from asyncckpt.writer.jobs import FileTask, Job, tensor_bytes
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 __all__ = ["JobResult", "put_recorded", "run_job"]
 
@@ -35,11 +39,11 @@ class _TimedSink:
 
     __slots__ = ("_write", "seconds")
 
-    def __init__(self, write: Callable[[bytes | memoryview], object]) -> None:
+    def __init__(self, write: Callable[[Buffer], object]) -> None:
         self._write = write
         self.seconds = 0.0
 
-    def __call__(self, data: bytes | memoryview) -> None:
+    def __call__(self, data: Buffer) -> None:
         started = time.perf_counter()
         self._write(data)
         self.seconds += time.perf_counter() - started
@@ -82,7 +86,7 @@ def _write_file(task: FileTask, arena: memoryview, step: StepWriter, result: Job
 
 
 def _put_file(task: FileTask, raw: memoryview, key: str, step: StepWriter) -> tuple[FileRecord, float]:
-    pieces: list[bytes | memoryview] = []
+    pieces: list[Buffer] = []
     digest = encode_file(task.layout, task.part, raw, pieces.append)
     data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
     before = time.perf_counter()

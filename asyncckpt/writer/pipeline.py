@@ -161,7 +161,7 @@ class Pipeline:
         header = CommittedStep(self._store, save.step).header
         if header.nonce != save.nonce:
             raise StepExistsError(
-                f"step {save.step} is already committed at {self._store.location("")}; delete it first", step=save.step
+                f"step {save.step} is already committed at {self._store.location('')}; delete it first", step=save.step
             )
         self._store.sync_directory("")
         return WriteStats(
