@@ -26,7 +26,7 @@ _T = TypeVar("_T")
 
 
 class CommittedStep:
-    """One step of a root, read on demand and only once.
+    """One step of a root. Header and info are read on demand and only once.
 
     Args:
         store: the root.
@@ -65,7 +65,7 @@ class CommittedStep:
     @cached_property
     def info(self) -> CheckpointInfo:
         """What the header says; raises what `header` does."""
-        return info_from_header(self.header, self.location)
+        return self._checked(HEADER, lambda: info_from_header(self.header, self.location))
 
     def read_index(self) -> list[FileRecord]:
         """Every file of the step but the header and the index itself, keys relative to the step.
@@ -98,6 +98,8 @@ class CommittedStep:
                 raise self._corrupt(key, error.message) from error
             if error.errno not in _ABSENT:
                 raise
+            if key == HEADER:
+                raise self._not_found() from None
             self._require_header()
             raise self._corrupt(key, "the file is missing") from error
 
@@ -205,7 +207,7 @@ class Catalog:
         """
         if isinstance(which, int):
             committed = CommittedStep(self.store, which)
-            _ = committed.header
+            _ = committed.info
             return committed
         for committed in self._newest_first():
             if which == "latest" or which in committed.header.tags:
@@ -220,7 +222,7 @@ class Catalog:
         for step in reversed(self.steps()):
             committed = CommittedStep(self.store, step)
             try:
-                _ = committed.header
+                _ = committed.info
             except CheckpointNotFoundError:
                 continue  # deleted since it was listed
             except CorruptError as error:

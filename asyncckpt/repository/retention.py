@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 
 from asyncckpt.errors import CheckpointNotFoundError, StorageError
 from asyncckpt.model import CheckpointInfo
@@ -74,7 +74,7 @@ def _reasons(newest_first: Sequence[CheckpointInfo], keep: Keep) -> Iterable[tup
             yield info.step, f"every {every_steps} steps"
     if every_seconds is not None:
         # Periods are counted from the epoch, so that they do not move from one plan to the next.
-        for info in _first_of_each(newest_first, lambda info: int(info.created.timestamp() // every_seconds)):
+        for info in _first_of_each(newest_first, lambda info: int(_created_s(info) // every_seconds)):
             yield info.step, f"every {every_seconds:g} s"
 
 
@@ -85,8 +85,14 @@ def _first_of_each(
     return {period(info): info for info in newest_first}.values()
 
 
+def _created_s(info: CheckpointInfo) -> float:
+    # Our headers say UTC explicitly; one that says nothing means the same, wherever it is read.
+    created = info.created if info.created.tzinfo else info.created.replace(tzinfo=UTC)
+    return created.timestamp()
+
+
 def _age(info: CheckpointInfo, now: datetime) -> str:
-    seconds = max((now - info.created).total_seconds(), 0.0)
+    seconds = max(now.timestamp() - _created_s(info), 0.0)
     for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
         if seconds >= size:
             return f"{seconds / size:.1f} {unit}"

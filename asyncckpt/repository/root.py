@@ -12,6 +12,7 @@ from asyncckpt.repository.names import HEADER, OWN, PARTIAL
 from asyncckpt.stores.contract import Store
 from asyncckpt.stores.durability import sync_directory_path
 from asyncckpt.stores.local import LocalStore, local_path
+from asyncckpt.stores.placement import spread_subdirectories
 
 __all__ = ["clean_partials", "prepare_root"]
 
@@ -39,6 +40,7 @@ def prepare_root(path: str | os.PathLike[str]) -> LocalStore:
         _require_ours(root)
         _create_durably(f"{root}/{PARTIAL}")
         _require_writable(root)
+        spread_subdirectories(f"{root}/{PARTIAL}")
     except OSError as error:
         raise StorageError.from_os_error(error, f"prepare the checkpoint root {root}", path=root) from error
     return LocalStore(root)

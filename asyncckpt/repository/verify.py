@@ -39,7 +39,7 @@ def verify_step(committed: CommittedStep, threads: int = 4) -> VerifyReport:
         StorageError: the storage cannot be read at all.
     """
     try:
-        _ = committed.header
+        _ = committed.info
     except CorruptCheckpointError as error:
         return VerifyReport(committed.step, num_files=1, checked_bytes=0, damaged=(_damage(HEADER, error),))
     report = _Verification(committed).run(threads)

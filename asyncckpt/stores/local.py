@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import re
-import stat
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +23,7 @@ from asyncckpt.stores.durability import (
     sync_directory_path,
     sync_file,
 )
+from asyncckpt.stores.files import list_directory, open_regular, read_fully, remove_tree
 from asyncckpt.stores.sinks import LARGE_BYTES, O_DIRECT, LocalSink
 
 if TYPE_CHECKING:
@@ -35,8 +35,6 @@ _POOL_BUFFERS = 16  # 64 MiB at most; one is used per large file being written
 _BAD_KEY = re.compile(r"(?:^|/)\.{0,2}(?:/|$)|\0")  # an empty, "." or ".." part, or a NUL
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 _CREATE = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
-# O_NOFOLLOW and O_NONBLOCK: a link or a FIFO that found its way into a step is refused, not followed or waited for.
-_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 class LocalStore:
@@ -151,37 +149,24 @@ class LocalStore:
     # Reading
 
     def read(self, key: str, offset: int = 0, length: int | None = None) -> bytes:
-        with _reported("read", key), self._opened(key) as (fd, size):
+        with _reported("read", key), open_regular(self.location(key)) as (fd, size):
             rest = max(size - offset, 0)
             data = bytearray(rest if length is None else min(length, rest))
-            return bytes(memoryview(data)[: _read_fully(fd, memoryview(data), offset)])
+            return bytes(memoryview(data)[: read_fully(fd, memoryview(data), offset)])
 
     def read_into(self, key: str, out: memoryview, offset: int = 0, *, cache: bool = True) -> int:
-        with _reported("read", key), self._opened(key) as (fd, _):
-            count = _read_fully(fd, out.cast("B"), offset)
+        with _reported("read", key), open_regular(self.location(key)) as (fd, _):
+            count = read_fully(fd, out.cast("B"), offset)
             if not cache and hasattr(os, "posix_fadvise"):
                 os.posix_fadvise(fd, offset, count, os.POSIX_FADV_DONTNEED)
             return count
 
-    @contextlib.contextmanager
-    def _opened(self, key: str) -> Iterator[tuple[int, int]]:
-        fd = os.open(self.location(key), _READ)
-        try:
-            status = os.fstat(fd)
-            if not stat.S_ISREG(status.st_mode):
-                raise OSError(errno.EINVAL, "not a regular file")
-            yield fd, status.st_size
-        finally:
-            os.close(fd)
-
     def entries(self, prefix: str) -> list[Entry]:
         with _reported("list", prefix):
             try:
-                with os.scandir(self.location(prefix)) as scan:
-                    found = [entry for item in scan if (entry := _entry(item)) is not None]
+                return list_directory(self.location(prefix))
             except FileNotFoundError:
                 return []
-        return sorted(found, key=lambda entry: entry.name)
 
     # Removing, moving, making durable
 
@@ -189,7 +174,7 @@ class LocalStore:
         if not prefix:
             raise InvalidOptionError(f"refusing to delete the whole root {self.root}")
         with _reported("delete", prefix):
-            _remove(self.location(prefix))
+            remove_tree(self.location(prefix))
 
     def open_barrier(self, prefix: str) -> Barrier:
         path = self.location(prefix)
@@ -214,53 +199,6 @@ def _reported(verb: str, key: str) -> Iterator[None]:
         raise
     except OSError as error:
         raise StorageError.from_os_error(error, f"{verb} {key or 'the checkpoint root'}", key=key) from error
-
-
-def _read_fully(fd: int, out: memoryview, offset: int) -> int:
-    done = 0
-    while done < len(out):
-        count = os.preadv(fd, [out[done:]], offset + done)
-        if count == 0:
-            break
-        done += count
-    return done
-
-
-def _entry(item: os.DirEntry[str]) -> Entry | None:
-    if item.is_dir(follow_symlinks=False):
-        return Entry(item.name, is_directory=True)
-    try:
-        status = item.stat(follow_symlinks=False)
-    except FileNotFoundError:
-        return None
-    if stat.S_ISREG(status.st_mode):
-        return Entry(item.name, is_directory=False, bytes=status.st_size)
-    return Entry(item.name, is_directory=False, is_special=True)
-
-
-def _remove(path: str) -> None:
-    # Not shutil.rmtree: it takes an error where somebody else deleted a file first.
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        return
-    except (IsADirectoryError, PermissionError):  # Linux, and POSIX, for a directory
-        if not stat.S_ISDIR(os.lstat(path).st_mode):
-            raise
-        with contextlib.suppress(FileNotFoundError):
-            _remove_directory(path)
-
-
-def _remove_directory(path: str) -> None:
-    with os.scandir(path) as scan:
-        items = list(scan)
-    for item in items:
-        if item.is_dir(follow_symlinks=False):
-            _remove_directory(item.path)
-        else:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(item.path)
-    os.rmdir(path)
 
 
 def local_path(url_or_path: str | os.PathLike[str]) -> str:

@@ -68,7 +68,9 @@ def test_large_files_are_written_directly_and_only_the_tail_is_not(
     assert (tmp_path / "file").read_bytes() == DATA
 
 
-def test_o_direct_refused_at_open_falls_back(store: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_o_direct_refused_at_open_falls_back(
+    store: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = os.open
 
     def refuse(path: str, flags: int, *rest: int, **options: int) -> int:

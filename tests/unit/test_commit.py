@@ -223,9 +223,20 @@ class CutStore:
         return call
 
 
+def _save_as_the_writer_does(store: Store) -> None:
+    writer = StepWriter.begin(store, 500, "abc")
+    try:
+        for key, data in FILES.items():
+            writer.put(key, data)
+        writer.commit(b"header")
+    except StorageError:
+        writer.abort()
+        raise
+
+
 def _num_calls(tmp_path: Path) -> int:
     recorder = CutStore(prepare_root(tmp_path / "counted"), 0, Cut(), after=False)
-    write(recorder).commit(b"header")  # type: ignore[arg-type]
+    _save_as_the_writer_does(recorder)  # type: ignore[arg-type]
     return len(recorder.calls)
 
 
@@ -236,14 +247,8 @@ def test_a_failure_at_any_call_leaves_the_whole_step_or_none(tmp_path: Path, kin
         store = prepare_root(tmp_path / f"root-{cut_at}")
         error = Cut() if kind == "killed" else StorageError("cut", errno=errno.EIO)
         cut = CutStore(store, cut_at, error, after=after)
-        writer: StepWriter | None = None
         with pytest.raises(type(error)):
-            writer = StepWriter.begin(cut, 500, "abc")  # type: ignore[arg-type]
-            for key, data in FILES.items():
-                writer.put(key, data)
-            writer.commit(b"header")
-        if kind == "error" and writer is not None:
-            writer.abort()
+            _save_as_the_writer_does(cut)  # type: ignore[arg-type]
         found = [tree(Path(store.root) / name) for name in steps(store)]
         assert found in ([], [{**FILES, "zarr.json": b"header"}]), cut.calls
         # The next run starts by cleaning, and can save the step unless it is there.
@@ -278,8 +283,9 @@ def traced_save(root: str, flush: str, *options: str) -> tuple[list[str], subpro
     if strace is None:
         pytest.skip("strace is not installed")
     log = Path(root).parent / "strace.log"
+    tracer = [strace, "-f", "-y", "-e", f"trace={TRACED}", *options, "-o", str(log)]
     result = subprocess.run(
-        [strace, "-f", "-y", "-e", f"trace={TRACED}", *options, "-o", str(log), sys.executable, "-c", SAVE, root, flush],
+        [*tracer, sys.executable, "-c", SAVE, root, flush],
         env={**os.environ, "PYTHONPATH": str(Path(asyncckpt.__file__).parent.parent), "PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,
         text=True,
@@ -338,10 +344,13 @@ def test_the_system_is_called_in_durable_order(store: LocalStore, flush: str) ->
         *positions(calls, "fsync /.asyncckpt/partial"),
     ]
     assert order == sorted(order), calls
-    assert positions(calls, f"open {header}")[0] > flushed[-1], "the header is not even created before the data is durable"
+    # The header is not even created before the data is durable.
+    assert positions(calls, f"open {header}")[0] > flushed[-1]
 
 
-@pytest.mark.parametrize("fault", ["syncfs:error=EIO", "rename:error=EIO", "pwrite64:error=ENOSPC", "mkdir:error=EDQUOT"])
+@pytest.mark.parametrize(
+    "fault", ["syncfs:error=EIO", "rename:error=EIO", "pwrite64:error=ENOSPC", "mkdir:error=EDQUOT"]
+)
 def test_an_error_of_the_system_is_not_acknowledged_and_nothing_is_committed(store: LocalStore, fault: str) -> None:
     _, result = traced_save(store.root, "syncfs", "-e", f"inject={fault}")
     assert "acknowledged" not in result.stdout

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import msgspec
@@ -19,7 +20,9 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 NOW = START + timedelta(days=2)
 
 
-def info(step: int, *, at_s: float | None = None, loss: float | None = None, tags: Sequence[str] = ()) -> CheckpointInfo:
+def info(
+    step: int, *, at_s: float | None = None, loss: float | None = None, tags: Sequence[str] = ()
+) -> CheckpointInfo:
     return CheckpointInfo(
         step=step,
         path=f"/root/step-{step:08}",
@@ -109,6 +112,13 @@ def test_the_age_of_a_removed_step_is_told(age_s: float, text: str) -> None:
     assert plan_retention(committed, Keep(last=1), NOW).remove[0].reason.endswith(f"; {text} old")
 
 
+def test_a_creation_time_without_a_zone_is_utc() -> None:
+    naive = replace(info(1, at_s=0), created=START.replace(tzinfo=None))
+    plan = plan_retention([naive, info(2)], Keep(last=1, every_seconds=1e9), NOW)
+    assert [decision.step for decision in plan.keep] == [2, 1]
+    assert plan_retention([naive, info(2)], Keep(last=1), NOW).remove[0].reason.endswith("; 2.0 d old")
+
+
 losses = st.none() | st.floats(allow_nan=True, allow_infinity=True)
 histories = st.lists(
     st.builds(info, st.integers(0, 3000), at_s=st.floats(0, 1e6), loss=losses, tags=st.lists(st.sampled_from("ab"))),
@@ -188,7 +198,9 @@ def test_keep_refuses(options: dict[str, object]) -> None:
         Keep(**options)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("options", [{"metric": ""}, {"metric": 5}, {"metric": "x", "mode": "up"}, {"metric": "x", "n": 0}])
+@pytest.mark.parametrize(
+    "options", [{"metric": ""}, {"metric": 5}, {"metric": "x", "mode": "up"}, {"metric": "x", "n": 0}]
+)
 def test_best_refuses(options: dict[str, object]) -> None:
     with pytest.raises(InvalidOptionError):
         Best(**options)  # type: ignore[arg-type]

@@ -1,0 +1,91 @@
+"""Reading, listing and removing local files, without ever following what is not a plain file or directory."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterator
+
+from asyncckpt.stores.contract import Entry
+
+__all__ = ["list_directory", "open_regular", "read_fully", "remove_tree"]
+
+# A link or a FIFO that found its way into a step is refused, not followed or waited for.
+_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+
+
+@contextlib.contextmanager
+def open_regular(path: str) -> Iterator[tuple[int, int]]:
+    """Descriptor and size of a regular file.
+
+    Raises:
+        OSError: ``ELOOP`` for a link, ``EINVAL`` for anything else that is no regular file.
+    """
+    fd = os.open(path, _READ)
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        yield fd, status.st_size
+    finally:
+        os.close(fd)
+
+
+def read_fully(fd: int, out: memoryview, offset: int) -> int:
+    """Fill *out* from *offset* on; returns how many bytes there were before the end of the file."""
+    done = 0
+    while done < len(out):
+        count = os.preadv(fd, [out[done:]], offset + done)
+        if count == 0:
+            break
+        done += count
+    return done
+
+
+def list_directory(path: str) -> list[Entry]:
+    """Everything directly in the directory *path*, sorted by name."""
+    with os.scandir(path) as scan:
+        found = [entry for item in scan if (entry := _entry(item)) is not None]
+    return sorted(found, key=lambda entry: entry.name)
+
+
+def _entry(item: os.DirEntry[str]) -> Entry | None:
+    if item.is_dir(follow_symlinks=False):
+        return Entry(item.name, is_directory=True)
+    try:
+        status = item.stat(follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+    if stat.S_ISREG(status.st_mode):
+        return Entry(item.name, is_directory=False, bytes=status.st_size)
+    return Entry(item.name, is_directory=False, is_special=True)
+
+
+def remove_tree(path: str) -> None:
+    """Remove a file, link or directory with all below it; what is gone already is no error.
+
+    Not ``shutil.rmtree``: it fails on a file that somebody else deleted first, unless all errors are ignored.
+    """
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return
+    except (IsADirectoryError, PermissionError):  # Linux, and POSIX, for a directory
+        if not stat.S_ISDIR(os.lstat(path).st_mode):
+            raise
+        with contextlib.suppress(FileNotFoundError):
+            _remove_directory(path)
+
+
+def _remove_directory(path: str) -> None:
+    with os.scandir(path) as scan:
+        items = list(scan)
+    for item in items:
+        if item.is_dir(follow_symlinks=False):
+            _remove_directory(item.path)
+        else:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(item.path)
+    os.rmdir(path)
