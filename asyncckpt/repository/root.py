@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import uuid
@@ -77,7 +78,8 @@ def _require_writable(root: str) -> None:
     # Trying is the only reliable test: access(2) knows nothing of quotas, immutable flags or NFS squashing.
     probe = f"{root}/{PARTIAL}/probe-{uuid.uuid4().hex}"
     os.close(os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666))
-    os.unlink(probe)
+    with contextlib.suppress(FileNotFoundError):  # a run that starts at the same time has cleaned it away
+        os.unlink(probe)
 
 
 def clean_partials(store: Store) -> list[str]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from asyncckpt.stores.contract import Entry
 
-__all__ = ["list_directory", "open_regular", "read_fully", "remove_tree"]
+__all__ = ["at_least_one", "list_directory", "open_regular", "read_fully", "remove_tree", "write_fully"]
 
 # A link or a FIFO that found its way into a step is refused, not followed or waited for.
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -42,6 +42,22 @@ def read_fully(fd: int, out: memoryview, offset: int) -> int:
             break
         done += count
     return done
+
+
+def write_fully(fd: int, view: memoryview) -> None:
+    """write(2) until everything is written: short writes are legal for regular files too."""
+    if view.nbytes == 0:
+        return  # an empty view may have a shape that cannot be cast
+    view = view.cast("B")
+    while view:
+        view = view[at_least_one(os.write(fd, view)) :]
+
+
+def at_least_one(written: int) -> int:
+    """*written* unchanged; a write that accepts no byte is an error, or its caller would loop for ever."""
+    if written == 0:
+        raise OSError(errno.EIO, "the file system accepted no byte")
+    return written
 
 
 def list_directory(path: str) -> list[Entry]:

@@ -23,7 +23,7 @@ from asyncckpt.stores.durability import (
     sync_directory_path,
     sync_file,
 )
-from asyncckpt.stores.files import list_directory, open_regular, read_fully, remove_tree
+from asyncckpt.stores.files import list_directory, open_regular, read_fully, remove_tree, write_fully
 from asyncckpt.stores.sinks import LARGE_BYTES, O_DIRECT, LocalSink
 
 if TYPE_CHECKING:
@@ -90,8 +90,7 @@ class LocalStore:
         with _reported("write", key):
             fd = self._open_new(path, _CREATE)
             try:
-                while view:
-                    view = view[os.write(fd, view) :]
+                write_fully(fd, view)
                 if is_synced:
                     sync_file(fd)
             finally:
@@ -127,7 +126,8 @@ class LocalStore:
     def _make_directory(self, path: str) -> None:
         """mkdir -p below the root, which itself is never recreated: it was deleted for a reason."""
         if len(path) <= len(self.root):
-            raise FileNotFoundError(errno.ENOENT, "the checkpoint root is gone", self.root)
+            os.stat(self.root)  # raises when it is gone
+            return
         try:
             os.mkdir(path)
         except FileExistsError:

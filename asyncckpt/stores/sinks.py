@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Self
 from asyncckpt.errors import StorageError
 from asyncckpt.stores.buffers import BLOCK_BYTES, BUFFER_BYTES, PooledBuffer
 from asyncckpt.stores.durability import sync_file
+from asyncckpt.stores.files import at_least_one
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -100,9 +101,7 @@ class LocalSink:
                     raise
                 self._leave_direct()
                 continue
-            if written == 0:  # POSIX does not allow it; without this it would loop for ever
-                raise OSError(errno.EIO, "the file system accepted no byte")
-            self._offset += written
+            self._offset += at_least_one(written)
             view = view[written:]
             if self._offset % BLOCK_BYTES:
                 self._leave_direct()  # a short write ended inside a block; direct I/O cannot go on from there

@@ -57,6 +57,13 @@ def test_a_sink_takes_any_contiguous_buffer(store: LocalStore) -> None:
     assert raw(store, "file") == bytes(64) + b"tail"
 
 
+def test_put_takes_any_contiguous_buffer(store: LocalStore) -> None:
+    store.put("shaped", memoryview(bytes(range(64))).cast("I", (4, 4)))
+    store.put("empty", memoryview(b"").cast("B"))
+    assert raw(store, "shaped") == bytes(range(64))
+    assert raw(store, "empty") == b""
+
+
 def test_the_buffer_may_be_reused_after_write(store: LocalStore) -> None:
     block = bytearray(b"a" * 100)
     with store.create("file", 2 * MiB) as sink:
@@ -275,6 +282,13 @@ def test_durable_put_and_directory_sync_work_at_any_size(store: LocalStore) -> N
     store.sync_directory("a")
     store.sync_directory("")
     assert raw(store, "a/large") == pattern(3 * MiB)
+
+
+def test_the_root_itself_can_be_watched(store: LocalStore) -> None:
+    barrier = store.open_barrier("")
+    store.put("key", b"1")
+    barrier.wait()
+    barrier.close()
 
 
 def test_syncing_a_missing_directory_fails(store: LocalStore) -> None:
