@@ -29,5 +29,6 @@ def quarantine_step(store: Store, step: int) -> str:
     store.open_barrier(DAMAGED).close()
     store.rename(step_name(step), target)
     store.sync_directory(DAMAGED)
+    store.sync_directory(OWN)
     store.sync_directory("")
     return store.location(target)

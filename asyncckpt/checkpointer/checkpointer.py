@@ -1,0 +1,457 @@
+"""`Checkpointer`: saves in the background, restores in place."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import importlib.metadata
+import logging
+import os
+import platform
+import time
+import uuid
+import warnings
+import weakref
+from collections.abc import Mapping, MutableMapping, Sequence
+from datetime import UTC, datetime
+from os import PathLike
+from types import TracebackType
+from typing import Any, Self
+
+import anyio.to_thread
+import msgspec
+
+from asyncckpt.checkpointer.reading import Catalogue, Which
+from asyncckpt.checkpointer.restoring import restore_in_place
+from asyncckpt.checkpointer.saves import SaveCoordinator
+from asyncckpt.checkpointer.ticket import SaveFacts
+from asyncckpt.errors import CheckpointError, ClosedError, InvalidOptionError, StepExistsError
+from asyncckpt.events import EventCallback, EventDispatcher
+from asyncckpt.format.codecs import resolve_codecs
+from asyncckpt.format.dtypes import DATA_TYPES
+from asyncckpt.format.paths import step_name
+from asyncckpt.future import SaveFuture, SavePromise
+from asyncckpt.model import CheckpointInfo, Health, Outcome, Statistics, VerifyReport
+from asyncckpt.options import Compression, Staging, Writer
+from asyncckpt.policies.keep import Keep
+from asyncckpt.policies.when import When
+from asyncckpt.repository.catalog import Catalog
+from asyncckpt.repository.lock import RunLock
+from asyncckpt.repository.root import clean_partials, prepare_root
+from asyncckpt.writer.client import WriterClient
+from asyncckpt.writer.link import Link, ProcessLink, ThreadLink, can_start_process
+from asyncckpt.writer.messages import Configure, Pruned
+
+__all__ = ["Checkpointer"]
+
+_logger = logging.getLogger("asyncckpt")
+
+
+class Checkpointer:
+    """Saves training state without stopping training, and restores it.
+
+    One checkpointer writes to one root at a time; readers need none (see `asyncckpt.open`). Use it as
+    a context manager, sync or async: leaving the block waits until everything is durable.
+
+    Args:
+        root: directory of the run; created when missing.
+        state: what to save: objects with ``state_dict``/``load_state_dict``, tensors, arrays and plain
+            values, nested. The mapping is kept and read at every save; `restore` updates it in place.
+        when: when `step` saves; None means only `save` does.
+        keep: which committed steps survive; the newest and tagged ones always do.
+        compression: ``"fast"``, ``"small"``, ``"none"``, or a Zarr v3 codec list.
+        staging: how snapshots are taken.
+        writer: how they are written.
+        metadata: plain values recorded in every checkpoint.
+        on_event: called with each `events.Event`.
+
+    Raises:
+        InvalidOptionError: an option is out of range.
+        ForeignRootError: *root* holds something that is not ours.
+        RootLockedError: another run writes to *root*.
+        StorageError: *root* cannot be created or written.
+    """
+
+    def __init__(
+        self,
+        root: str | PathLike[str],
+        state: Mapping[str, Any] | None = None,
+        *,
+        when: When | None = None,
+        keep: Keep | None = None,
+        compression: Compression = "fast",
+        staging: Staging | None = None,
+        writer: Writer | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        on_event: EventCallback | None = None,
+    ) -> None:
+        resolve_codecs(compression, DATA_TYPES["float32"])
+        self._state = state
+        self._when = when
+        self._keep = keep or Keep()
+        self._writer_options = writer or Writer()
+        self._metadata = dict(metadata or {})
+        self._events = EventDispatcher(*([on_event] if on_event else []))
+        self._run = uuid.uuid4().hex
+        self._is_closed = False
+        self._ended: list[SavePromise] = []
+        self._last_due: tuple[int | None, float] = (None, time.monotonic())
+        self._store = prepare_root(root)
+        self._lock = RunLock.acquire(
+            self._store, {"pid": os.getpid(), "run": self._run}, self._writer_options.lock_timeout_s
+        )
+        try:
+            clean_partials(self._store)
+            self._steps = set(Catalog(self._store).steps())
+            self._saves = self._start_saves(staging or Staging(), compression)
+        except BaseException:
+            self._lock.release()
+            raise
+        self._catalogue = Catalogue(self._store, self._keep.best)
+        self._at_exit = _close_at_exit(self)
+
+    def _start_saves(self, staging: Staging, compression: Compression) -> SaveCoordinator:
+        options = self._writer_options
+        in_process = options.kind == "process" and can_start_process()
+        if options.kind == "process" and not in_process:
+            warnings.warn(
+                "this platform cannot pass memory to a writer process; the writer runs as a thread and will "
+                "take time from training",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+        lock = self._lock
+
+        def start() -> Link:
+            return ProcessLink(options.nice, (lock.fileno(),)) if in_process else ThreadLink()
+
+        configure = Configure(
+            root=self._store.url,
+            trainer_pid=os.getpid(),
+            compression=compression,
+            threads=options.threads or _default_threads(),
+            log_level=_logger.getEffectiveLevel(),
+            keep=msgspec.Raw(msgspec.json.encode(self._keep)),
+        )
+        client = WriterClient(configure, start, options.restarts, self._note_pruned)
+        return SaveCoordinator(client, staging, shared=in_process, on_end=self._note_end)
+
+    # -- saving --------------------------------------------------------------------------------
+
+    def save(
+        self,
+        step: int,
+        state: Mapping[str, Any] | None = None,
+        *,
+        metrics: Mapping[str, float] | None = None,
+        tags: Sequence[str] = (),
+        kind: str = "regular",
+    ) -> SaveFuture:
+        """Snapshot the state now and write it in the background.
+
+        Args:
+            step: training step, not negative and not yet saved in this root.
+            state: what to save instead of the checkpointer's own state.
+            metrics: numbers recorded with the checkpoint; ``Keep.best`` ranks by one of them.
+            tags: names under which the checkpoint is found and never pruned.
+            kind: free label shown by ``ls``.
+
+        Returns:
+            A future that resolves when the checkpoint would survive a power cut. Storage and writer
+            failures are on the future.
+
+        Raises:
+            ClosedError: the checkpointer was closed.
+            InvalidOptionError: *step* is negative or no state was given.
+            StepExistsError: *step* is committed already, or being saved.
+            UnsupportedStateError: the state holds something that cannot be stored.
+        """
+        started = time.perf_counter()
+        self._require_open()
+        state = self._state if state is None else state
+        if state is None:
+            raise InvalidOptionError("there is nothing to save: give Checkpointer(state=...) or save(state=...)")
+        if isinstance(step, bool) or not isinstance(step, int) or step < 0:
+            raise InvalidOptionError(f"a step is a whole number from 0, not {step!r}", step=repr(step))
+        if step in self._steps:
+            raise StepExistsError(
+                f"step {step} is already saved in {self._store.location('')}; delete it first or save another step",
+                step=step,
+            )
+        facts = SaveFacts(
+            save_id=self._saves.next_id(),
+            step=step,
+            kind=kind,
+            nonce=uuid.uuid4().hex,
+            run=self._run,
+            created=datetime.now(UTC),
+            path=self._store.location(step_name(step)),
+            metrics={name: float(value) for name, value in (metrics or {}).items()},
+            tags=tuple(tags),
+            versions=_versions(),
+            metadata=self._metadata,
+            started=started,
+        )
+        self._steps.add(step)
+        try:
+            future = self._saves.save(facts, state)
+        except BaseException:
+            self._steps.discard(step)
+            raise
+        self._events.emit("save.started", step, blocked_s=future.stats.blocked_s)
+        return future
+
+    def step(self, step: int, *, metrics: Mapping[str, float] | None = None) -> SaveFuture | None:
+        """Tell that training step *step* is complete; saves when the ``when=`` policy says so.
+
+        Returns:
+            The future of the save, or None when none was due.
+
+        Raises:
+            CheckpointError: an earlier save failed and nobody looked at it (``Writer(on_error=)``);
+                also everything `save` raises.
+        """
+        self._require_open()
+        self._report_unseen_errors()
+        if self._state is not None:
+            self._saves.prepare(self._state)
+        last_step, last_s = self._last_due
+        now_s = time.monotonic()
+        if self._when is None or not self._when.due(step, now_s, last_step, last_s):
+            return None
+        self._last_due = (step, now_s)
+        return self.save(step, metrics=metrics)
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait until every save begun so far has ended.
+
+        Raises:
+            TimeoutError: some are still being written; they go on.
+            CheckpointError: one of them, or an earlier one nobody looked at, failed.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        for promise in self._saves.pending:
+            promise.wait_done(None if deadline is None else max(0.0, deadline - time.monotonic()))
+        self._report_unseen_errors()
+
+    async def drain(self) -> None:
+        """`wait` for asyncio and trio."""
+        for promise in self._saves.pending:
+            await promise.wait_done_async()
+        self._report_unseen_errors()
+
+    # -- restoring -----------------------------------------------------------------------------
+
+    def restore(
+        self,
+        which: Which = "latest",
+        *,
+        state: MutableMapping[str, Any] | None = None,
+        only: str | Sequence[str] | None = None,
+        strict: bool = True,
+    ) -> CheckpointInfo | None:
+        """Load a checkpoint into the live state, in place: all of it or nothing.
+
+        Everything is read, verified and compared with the state before anything is changed. With
+        ``which="latest"`` a damaged newest step is skipped with a warning for the next older one and
+        moved aside, so that training can save that step again.
+
+        Args:
+            which: step number, ``"latest"``, ``"best"`` or a tag.
+            state: what to restore into instead of the checkpointer's own state.
+            only: glob patterns over ``/``-joined paths, such as ``"model/*"``.
+            strict: whether missing, unexpected and mismatched entries are an error; otherwise they are
+                left as they are and reported in ``CheckpointInfo.mismatch``.
+
+        Returns:
+            The checkpoint that was loaded; None when *which* is ``"latest"`` and there is none.
+
+        Raises:
+            CheckpointNotFoundError: no such checkpoint.
+            StateMismatchError: the state differs; nothing was changed.
+            CorruptCheckpointError: the checkpoint (for ``"latest"``: every one) is damaged.
+        """
+        self._require_open()
+        target = self._state if state is None else state
+        if target is None:
+            raise InvalidOptionError(
+                "there is nothing to restore into: give Checkpointer(state=...) or restore(state=...)"
+            )
+        for promise in self._saves.pending:
+            promise.wait_done()
+        found = restore_in_place(self._store, self._catalogue, which, target, only, strict)
+        if found is not None:
+            self._steps.difference_update(found.fell_back_from)
+            self._last_due = (found.step, time.monotonic())
+            self._events.emit("restore.done", found.step, fell_back_from=list(found.fell_back_from))
+        return found
+
+    def load(self, which: Which = "latest", *, only: str | Sequence[str] | None = None) -> dict[str, Any]:
+        """The state of a checkpoint as fresh tensors; see `Catalogue.load`."""
+        return self._catalogue.load(which, only=only)
+
+    # -- looking -------------------------------------------------------------------------------
+
+    def checkpoints(self) -> list[CheckpointInfo]:
+        """Every committed checkpoint, oldest first."""
+        return self._catalogue.checkpoints()
+
+    @property
+    def latest(self) -> CheckpointInfo | None:
+        """The committed checkpoint of the highest step."""
+        return self._catalogue.latest
+
+    @property
+    def best(self) -> CheckpointInfo | None:
+        """The committed checkpoint that ``Keep.best`` ranks first."""
+        return self._catalogue.best
+
+    def verify(self, which: Which = "latest") -> VerifyReport:
+        """Check sizes and digests of every file of a checkpoint."""
+        return self._catalogue.verify(which)
+
+    def delete(self, which: Which) -> None:
+        """Remove a committed checkpoint.
+
+        Raises:
+            CheckpointNotFoundError: there is no such checkpoint.
+        """
+        self._require_open()
+        committed = self._catalogue.find(which)
+        committed.delete()
+        self._steps.discard(committed.step)
+
+    def statistics(self) -> Statistics:
+        """Totals since this checkpointer was made."""
+        return self._saves.statistics
+
+    def health(self) -> Health:
+        """What the checkpointer is doing now."""
+        return self._saves.health()
+
+    # -- closing -------------------------------------------------------------------------------
+
+    def close(self, timeout: float | None = None) -> None:
+        """Wait until everything is durable, then stop the writer and release the root. Idempotent.
+
+        Args:
+            timeout: seconds to wait; None waits for ever.
+
+        Raises:
+            TimeoutError: saves are outstanding; the writer process finishes them by itself, and
+                `close` may be called again.
+            CheckpointError: a save failed and nobody looked at it; everything is closed all the same.
+        """
+        if self._is_closed:
+            return
+        outstanding = [promise.future.step for promise in self._saves.pending]
+        if not self._saves.close(timeout):
+            raise TimeoutError(
+                f"not durable after {timeout} s: steps {outstanding}; the writer goes on with them, call close() again"
+            )
+        self._is_closed = True
+        atexit.unregister(self._at_exit)
+        self._lock.release()
+        self._report_unseen_errors()
+
+    async def aclose(self) -> None:
+        """`close` for asyncio and trio; does not block the event loop."""
+        await anyio.to_thread.run_sync(self.close)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        with _quiet_if(error):
+            self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        with anyio.CancelScope(shield=True), _quiet_if(error):
+            await self.aclose()
+
+    # -- inside --------------------------------------------------------------------------------
+
+    def _require_open(self) -> None:
+        if self._is_closed:
+            raise ClosedError("the checkpointer is closed")
+
+    def _note_end(self, promise: SavePromise, outcome: Outcome) -> None:
+        future = promise.future
+        if outcome != "durable":
+            self._steps.discard(future.step)
+        if outcome == "failed":
+            self._ended.append(promise)
+        stats = future.stats
+        self._events.emit(
+            f"save.{outcome}",
+            future.step,
+            durable_s=stats.durable_s,
+            raw_bytes=stats.raw_bytes,
+            stored_bytes=stats.stored_bytes,
+        )
+
+    def _note_pruned(self, pruned: Pruned) -> None:
+        self._steps.difference_update(pruned.steps)
+        for step, reason in zip(pruned.steps, pruned.reasons, strict=True):
+            self._events.emit("checkpoint.pruned", step, reason=reason)
+
+    def _report_unseen_errors(self) -> None:
+        while self._ended:
+            error = self._ended.pop(0).take_unseen_error()
+            if error is None:
+                continue
+            if self._writer_options.on_error == "raise":
+                raise error
+            warnings.warn(f"a checkpoint was lost: {error}", RuntimeWarning, stacklevel=3)
+
+    def __repr__(self) -> str:
+        state = "closed" if self._is_closed else f"{len(self._saves.pending)} pending"
+        return f"<Checkpointer {self._store.url} {state}>"
+
+
+@contextlib.contextmanager
+def _quiet_if(error: BaseException | None):  # type: ignore[no-untyped-def]
+    """Do not let a failed save hide the exception that is already leaving the block."""
+    try:
+        yield
+    except CheckpointError as failure:
+        if error is None:
+            raise
+        _logger.error("a checkpoint was lost: %s", failure)
+
+
+def _close_at_exit(checkpointer: Checkpointer):  # type: ignore[no-untyped-def]
+    reference = weakref.ref(checkpointer)
+    owner = os.getpid()
+
+    def close() -> None:
+        found = reference()
+        if found is not None and os.getpid() == owner:
+            found.close()
+
+    atexit.register(close)
+    return close
+
+
+def _default_threads() -> int:
+    from asyncckpt.staging.stager import available_cpus
+
+    return max(2, min(8, available_cpus() // 2))
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    names = ("asyncckpt", "torch", "zarr", "numcodecs")
+    found = {"python": platform.python_version()}
+    for name in names:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found

@@ -1,0 +1,329 @@
+"""Runs saves: takes the snapshot in the caller's thread, hands it to the writer in another."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import msgspec
+
+from asyncckpt.checkpointer.ticket import SaveFacts, SaveTicket
+from asyncckpt.errors import CheckpointError, UsageError
+from asyncckpt.format.header import FORMAT
+from asyncckpt.format.tree import encode_value
+from asyncckpt.future import SaveFuture, SavePromise
+from asyncckpt.model import Health, Outcome, Statistics
+from asyncckpt.options import Staging
+from asyncckpt.staging.plan import SegmentPlan, StagingPlan
+from asyncckpt.staging.slots import Slot, SlotPool
+from asyncckpt.staging.stager import Stager
+from asyncckpt.state.capture import Capture, capture
+from asyncckpt.writer.client import WriterClient
+from asyncckpt.writer.messages import More, Save
+
+__all__ = ["SaveCoordinator"]
+
+_logger = logging.getLogger("asyncckpt")
+
+_COUNTERS: dict[Outcome, str] = {
+    "durable": "num_durable",
+    "failed": "num_failed",
+    "skipped": "num_skipped",
+    "superseded": "num_superseded",
+    "cancelled": "num_cancelled",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Snapshot:
+    """A captured state and where its tensors go."""
+
+    capture: Capture
+    plan: StagingPlan
+
+
+class SaveCoordinator:
+    """Owns the staging slots and every save that has not ended.
+
+    One caller at a time takes snapshots (``_save_lock``); ``_lock`` guards the bookkeeping, which
+    the client's reader thread changes when saves end.
+
+    Args:
+        client: the writer.
+        options: staging options.
+        shared: whether staging memory must be visible to another process.
+        on_end: hears of each save just before its future resolves.
+    """
+
+    def __init__(
+        self, client: WriterClient, options: Staging, *, shared: bool, on_end: Callable[[SavePromise, Outcome], None]
+    ) -> None:
+        self._client = client
+        self._options = options
+        self._on_end = on_end
+        self._pool = SlotPool(options.slots)
+        self._stager = Stager(options, shared=shared, attach=client.attach, detach=client.detach)
+        self._save_lock = threading.Lock()
+        self._lock = threading.Lock()
+        self._ids = itertools.count(1)
+        self._pending: dict[int, SaveTicket] = {}
+        self._segment_written = threading.Condition()
+        self._num_segments_written: dict[int, int] = {}
+        self._statistics = Statistics()
+        self._is_prepared = False
+        self._hand_overs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run_hand_overs, name="asyncckpt-stager", daemon=True)
+        self._thread.start()
+
+    # -- saving --------------------------------------------------------------------------------
+
+    def next_id(self) -> int:
+        """A new ``save_id``."""
+        return next(self._ids)
+
+    def save(self, facts: SaveFacts, state: Mapping[str, Any]) -> SaveFuture:
+        """Snapshot *state* and start writing it.
+
+        Raises:
+            UsageError: the state or an option cannot be honoured. Any other failure is on the future.
+        """
+        promise = SavePromise(facts.step)
+        with self._save_lock:
+            slot = self._pool.acquire(self._options.when_busy, self._supersede_newest)
+            if slot is None:
+                self._count(promise, "skipped")
+                promise.set_outcome("skipped", f"step {facts.step} was skipped: every staging slot is being written")
+            else:
+                self._begin(facts, state, promise, slot)
+        blocked_s = time.perf_counter() - facts.started
+        promise.update_stats(blocked_s=blocked_s)
+        with self._lock:
+            self._statistics = replace(
+                self._statistics,
+                num_saves=self._statistics.num_saves + 1,
+                blocked_s=self._statistics.blocked_s + blocked_s,
+            )
+        return promise.future
+
+    def _begin(self, facts: SaveFacts, state: Mapping[str, Any], promise: SavePromise, slot: Slot) -> None:
+        try:
+            snapshot = self._capture(state)
+            self._stager.reserve(slot, snapshot.plan)
+        except UsageError:
+            self._pool.release(slot)
+            raise
+        except CheckpointError as error:
+            self._pool.release(slot)
+            self._count(promise, "failed")
+            promise.set_exception(error)
+            return
+        ticket = SaveTicket(
+            facts,
+            promise,
+            slot,
+            snapshot.plan.raw_bytes,
+            FORMAT,
+            lambda: self._note_segment_written(facts.save_id),
+            self._end,
+        )
+        with self._lock:
+            self._pending[facts.save_id] = ticket
+        try:
+            self._stage(ticket, snapshot)
+        except CheckpointError as error:
+            ticket.on_failed(error)
+        except BaseException:
+            self._end(ticket, "failed")
+            raise
+
+    def _capture(self, state: Mapping[str, Any]) -> _Snapshot:
+        captured = capture(state)
+        return _Snapshot(captured, self._stager.plan(captured.leaves))
+
+    def _stage(self, ticket: SaveTicket, snapshot: _Snapshot) -> None:
+        segments = snapshot.plan.segments
+        if len(segments) > 1:
+            self._stream(ticket, snapshot, segments)
+            return
+        self._stager.copy(snapshot.capture.leaves, segments[0], ticket.slot.arenas[0])
+        tree = snapshot.capture.tree
+        # The tree is encoded and sent on another thread: a writer that does not read must not block us.
+        self._hand_overs.put(lambda: self._hand_over(ticket, tree, segments[0]))
+
+    def _hand_over(self, ticket: SaveTicket, tree: Any, segment: SegmentPlan) -> None:
+        if not ticket.promise.claim():
+            self._end(ticket, "cancelled")
+            return
+        try:
+            self._submit(ticket, tree, segment, last=True)
+        except CheckpointError as error:
+            ticket.on_failed(error)
+        else:
+            self._note_staged(ticket)
+
+    def _stream(self, ticket: SaveTicket, snapshot: _Snapshot, segments: Sequence[SegmentPlan]) -> None:
+        """Pass a state larger than the staging memory through two arenas in turn; blocks for the rest."""
+        ticket.promise.claim()
+        self._num_segments_written[ticket.facts.save_id] = 0
+        try:
+            self._stream_segments(ticket, snapshot, segments)
+        except BaseException:
+            self._client.abandon(ticket.facts.save_id)
+            raise
+        finally:
+            del self._num_segments_written[ticket.facts.save_id]
+
+    def _stream_segments(self, ticket: SaveTicket, snapshot: _Snapshot, segments: Sequence[SegmentPlan]) -> None:
+        for index, segment in enumerate(segments):
+            if not self._wait_segments_written(ticket, index - 1):
+                return
+            arena = ticket.slot.arenas[index % 2]
+            self._stager.copy(snapshot.capture.leaves, segment, arena)
+            last = index == len(segments) - 1
+            if index == 0:
+                self._submit(ticket, snapshot.capture.tree, segment, last=last)
+            else:
+                self._client.submit_more(More(ticket.facts.save_id, arena.arena_id, last, segment.specs))
+        self._note_staged(ticket)
+
+    def _submit(self, ticket: SaveTicket, tree: Any, segment: SegmentPlan, *, last: bool) -> None:
+        facts = ticket.facts
+        self._client.submit(
+            Save(
+                save_id=facts.save_id,
+                step=facts.step,
+                kind=facts.kind,
+                nonce=facts.nonce,
+                run=facts.run,
+                created=facts.created.isoformat(),
+                tags=list(facts.tags),
+                versions=facts.versions,
+                metrics=_encode(facts.metrics),
+                metadata=_encode(facts.metadata),
+                tree=msgspec.Raw(msgspec.json.encode(tree)),
+                stage_s=time.perf_counter() - facts.started,
+                arena_id=ticket.slot.arenas[0].arena_id,
+                last=last,
+                tensors=segment.specs,
+            ),
+            ticket,
+        )
+
+    def _note_staged(self, ticket: SaveTicket) -> None:
+        ticket.promise.update_stats(stage_s=time.perf_counter() - ticket.facts.started)
+        ticket.promise.set_staged()
+
+    def _note_segment_written(self, save_id: int) -> None:
+        with self._segment_written:
+            if save_id in self._num_segments_written:
+                self._num_segments_written[save_id] += 1
+            self._segment_written.notify_all()
+
+    def _wait_segments_written(self, ticket: SaveTicket, count: int) -> bool:
+        save_id = ticket.facts.save_id
+        with self._segment_written:
+            self._segment_written.wait_for(
+                lambda: save_id not in self._pending or self._num_segments_written[save_id] >= count
+            )
+        return save_id in self._pending
+
+    def _supersede_newest(self) -> bool:
+        with self._lock:
+            newest = next(reversed(self._pending.values()), None)
+        if newest is None:
+            return False
+        # Only a save the writer knows can be withdrawn from it.
+        with contextlib.suppress(CheckpointError):
+            newest.promise.future.wait_staged()
+        return self._client.drop(newest.facts.save_id)
+
+    # -- the end of a save -----------------------------------------------------------------------
+
+    def _end(self, ticket: SaveTicket, outcome: Outcome) -> None:
+        with self._lock:
+            if self._pending.pop(ticket.facts.save_id, None) is None:
+                return
+        self._pool.release(ticket.slot)
+        self._count(ticket.promise, outcome)
+
+    def _count(self, promise: SavePromise, outcome: Outcome) -> None:
+        stats = promise.future.stats
+        with self._lock:
+            before = self._statistics
+            counter = _COUNTERS[outcome]
+            changes: dict[str, Any] = {counter: getattr(before, counter) + 1}
+            if outcome == "durable":
+                changes |= {
+                    "raw_bytes": before.raw_bytes + stats.raw_bytes,
+                    "stored_bytes": before.stored_bytes + stats.stored_bytes,
+                    "last": stats,
+                }
+            self._statistics = replace(before, **changes)
+        with self._segment_written:
+            self._segment_written.notify_all()
+        self._on_end(promise, outcome)
+
+    # -- everything else -------------------------------------------------------------------------
+
+    @property
+    def pending(self) -> list[SavePromise]:
+        """All saves that have not ended, oldest first."""
+        with self._lock:
+            return [ticket.promise for ticket in self._pending.values()]
+
+    @property
+    def statistics(self) -> Statistics:
+        """Totals so far."""
+        return self._statistics
+
+    def health(self) -> Health:
+        """What is going on now."""
+        return Health(
+            writer_pid=self._client.pid,
+            writer_restarts=self._client.num_restarts,
+            pending_steps=tuple(promise.future.step for promise in self.pending),
+            free_slots=self._pool.num_free,
+        )
+
+    def prepare(self, state: Mapping[str, Any]) -> None:
+        """Commit the staging memory for *state* in the background, once, ahead of the first save."""
+        if self._is_prepared:
+            return
+        self._is_prepared = True
+        with self._save_lock, contextlib.suppress(CheckpointError):
+            plan = self._capture(state).plan
+            for slot in self._pool.slots:
+                if not slot.arenas:
+                    self._stager.prepare(slot, plan)
+
+    def _run_hand_overs(self) -> None:
+        while (hand_over := self._hand_overs.get()) is not None:
+            try:
+                hand_over()
+            except Exception:
+                _logger.exception("a staged snapshot could not be handed to the writer")
+
+    def close(self, timeout: float | None) -> bool:
+        """Let the writer finish and free the staging memory; whether that worked within *timeout*."""
+        self._hand_overs.put(None)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        self._thread.join(timeout)
+        rest = None if deadline is None else max(0.0, deadline - time.monotonic())
+        if self._thread.is_alive() or not self._client.close(rest):
+            return False
+        self._stager.close(self._pool.slots)
+        return True
+
+
+def _encode(values: Mapping[str, Any]) -> msgspec.Raw:
+    def refuse(value: object, path: str) -> None:
+        return None
+
+    return msgspec.Raw(msgspec.json.encode(encode_value(dict(values), "", refuse)))
