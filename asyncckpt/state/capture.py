@@ -1,0 +1,65 @@
+"""Takes the state apart: a tree that describes it, and the tensors to copy."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from asyncckpt.errors import UnsupportedStateError
+from asyncckpt.format.tree import Node
+from asyncckpt.state.encoder import StateEncoder
+from asyncckpt.state.leaves import TensorLeaf
+from asyncckpt.state.places import Place
+
+__all__ = ["Capture", "TensorLeaf", "capture"]
+
+
+class Capture(NamedTuple):
+    """A captured state.
+
+    Attributes:
+        tree: node of the whole state; see `asyncckpt.format.tree`. It holds no live object, so it
+            may be encoded later and in another thread.
+        leaves: tensors to store, which may alias live ones. Equal structures give equal lists but
+            for the tensors, so what was planned for one capture serves the next.
+    """
+
+    tree: Node
+    leaves: list[TensorLeaf]
+
+
+def capture(state: Mapping[str, Any]) -> Capture:
+    """Collect everything in *state*, without copying tensors.
+
+    Args:
+        state: what to save, by name.
+
+    Raises:
+        UnsupportedStateError: a value that cannot be stored; the message names its path and type.
+    """
+    for name in state:
+        if not isinstance(name, str):
+            raise UnsupportedStateError(f"names in the state are texts, not {name!r}", key=repr(name), type="key")
+    with _collector_paused():
+        encoder = StateEncoder()
+        tree = encoder.encode(dict(state), Place("", "state", 0, False))
+        encoder.encode_postponed()
+        return Capture(tree, encoder.leaves.finish())
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """No garbage collection: the objects of a large tree would set off several full ones, each as long as the capture.
+
+    None of them is garbage, and a full collection visits the whole heap of the trainer.
+    """
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
