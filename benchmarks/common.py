@@ -10,6 +10,7 @@ import platform
 import shutil
 import statistics
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -20,6 +21,8 @@ __all__ = ["RESULTS", "Spread", "machine_facts", "print_table", "scratch_directo
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "benchmarks" / "results"
+# The checkout these files are part of is what they measure, installed or not.
+sys.path.insert(0, str(REPOSITORY))
 _PACKAGES = ("asyncckpt", "torch", "torch_checkpointing", "zarr", "numcodecs", "tensorstore", "numpy")
 
 

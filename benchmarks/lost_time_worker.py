@@ -1,0 +1,138 @@
+"""One peer of `lost_time`, measured in a process of its own.
+
+The parent reads one JSON object per line from ``--report-fd``: first ``ready``, then ``watch`` and
+``unwatch`` around the save whose memory it samples, and the ``result`` at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+import common
+import torch
+from loop import LaunchBoundLoop
+from peers import PEERS, Saver
+from probes import memcpy_seconds
+from state import build_state
+
+_TAIL_STEPS = 20
+
+
+@dataclass
+class Measured:
+    """One save.
+
+    Attributes:
+        blocked_s: how long ``save()`` and, after it, the guards kept the training loop.
+        durable_s: from ``save()`` until the acknowledgement.
+        lost_s: wall time of the window minus its number of steps times the median step alone. The
+            window opens before ``save()`` and closes `_TAIL_STEPS` steps after the acknowledgement,
+            so what a saver does after it counts too.
+        alone_s: seconds of each step right before the save.
+        writing_s: seconds of each step between the return of ``save()`` and the acknowledgement.
+        stored_bytes: what lies on disk afterwards.
+    """
+
+    blocked_s: float
+    durable_s: float
+    lost_s: float
+    alone_s: list[float] = field(repr=False)
+    writing_s: list[float] = field(repr=False)
+    stored_bytes: int
+
+
+def measure_save(saver: Saver, loop: LaunchBoundLoop, step: int, alone_steps: int) -> Measured:
+    """Take *alone_steps* steps, then save and go on training until well after it is durable."""
+    alone_s = loop.run(alone_steps, saver.guard)
+    guard_before = loop.guard_s
+    # Snapshots may use every core, the loop only ever uses one.
+    torch.set_num_threads(_cores())
+    started = time.perf_counter()
+    pending = saver.save(step)
+    returned = time.perf_counter()
+    torch.set_num_threads(1)
+    during_s: list[float] = []
+    if not pending.done():
+        during_s = loop.run(1, saver.guard, until=pending.done)
+    tail_s = loop.run(_TAIL_STEPS, saver.guard)
+    ended = time.perf_counter()
+    pending.check()
+    num_steps = len(during_s) + len(tail_s)
+    return Measured(
+        blocked_s=returned - started + loop.guard_s - guard_before,
+        durable_s=pending.durable_at - started,
+        lost_s=ended - started - num_steps * statistics.median(alone_s),
+        alone_s=alone_s,
+        writing_s=during_s,
+        stored_bytes=common.stored_bytes(saver.path(step)),
+    )
+
+
+def run(arguments: argparse.Namespace, report: TextIO) -> dict[str, Any]:
+    """Everything this process measures."""
+
+    def tell(event: str) -> None:
+        print(json.dumps({"event": event}), file=report, flush=True)
+
+    directory = Path(arguments.directory)
+    directory.mkdir()
+    state = build_state(arguments.size)
+    torch.set_num_threads(_cores())
+    memcpy_s = memcpy_seconds(state.tensors())
+    torch.set_num_threads(1)
+    tell("ready")
+    saver = PEERS[arguments.peer](directory, state)
+    loop = LaunchBoundLoop()
+    loop.run(10, saver.guard)
+
+    measured = []
+    for step in range(1, arguments.repetitions + 2):  # the first one is the warm-up
+        measured.append(measure_save(saver, loop, step, arguments.alone_steps))
+        saver.discard(step)
+        os.sync()  # deleting a gigabyte is not part of the next save
+    tell("watch")
+    step += 1
+    measure_save(saver, loop, step, 5)
+    tell("unwatch")
+    saver.discard(step)
+    saver.close()
+    shutil.rmtree(directory, ignore_errors=True)
+    return {
+        "peer": arguments.peer,
+        "state_bytes": state.num_bytes,
+        "num_large_tensors": state.num_large,
+        "memcpy_s": memcpy_s,
+        "direct_io": getattr(saver, "use_direct_io", None),
+        "first": asdict(measured[0]),
+        "saves": [asdict(save) for save in measured[1:]],
+    }
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--peer", choices=PEERS, required=True)
+    parser.add_argument("--size", required=True)
+    parser.add_argument("--directory", required=True)
+    parser.add_argument("--repetitions", type=int, required=True)
+    parser.add_argument("--alone-steps", type=int, required=True)
+    parser.add_argument("--report-fd", type=int, required=True)
+    arguments = parser.parse_args()
+    with os.fdopen(arguments.report_fd, "w") as report:
+        result = run(arguments, report)
+        print(json.dumps({"event": "result", "result": result}), file=report, flush=True)
+
+
+if __name__ == "__main__":
+    main()
