@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import shutil
@@ -134,8 +135,17 @@ def write_results(name: str, results: Mapping[str, Any], path: str | None = None
     """Write *results* as ``benchmarks/results/<name>.json``, or to *path*."""
     target = Path(path) if path else RESULTS / f"{name}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(results, indent=1, sort_keys=False) + "\n")
+    target.write_text(json.dumps(_plain(results), indent=1, allow_nan=False) + "\n")
     return target
+
+
+def _plain(value: Any) -> Any:
+    """*value* as strict JSON knows it: NaN, which means "there is no such number", becomes null."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

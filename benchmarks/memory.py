@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
-
-import psutil
 
 __all__ = ["MemoryWatch"]
 
@@ -25,7 +25,7 @@ class MemoryWatch:
 
     def __init__(self, pid: int, interval_s: float = 0.05) -> None:
         self.peak_bytes = 0
-        self._root = psutil.Process(pid)
+        self._pid = pid
         self._interval_s = interval_s
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -47,11 +47,16 @@ class MemoryWatch:
                 return
 
     def _sample(self) -> int:
-        try:
-            processes = [self._root, *self._root.children(recursive=True)]
-        except psutil.NoSuchProcess:
-            return 0
-        return sum(_pss_bytes(process.pid) for process in processes)
+        return sum(_pss_bytes(pid) for pid in _process_tree(self._pid))
+
+
+def _process_tree(pid: int) -> Iterator[int]:
+    """*pid* and all its descendants that are still its descendants."""
+    yield pid
+    for listing in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # the thread ended
+            for child in listing.read_text().split():
+                yield from _process_tree(int(child))
 
 
 def _pss_bytes(pid: int) -> int:

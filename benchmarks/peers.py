@@ -15,7 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, cast
 
 import torch
 from state import TrainingState
@@ -128,8 +128,7 @@ class DcpAsyncSave(Saver):
         )
 
     def save(self, step: int) -> Pending:
-        from torch.distributed.checkpoint import async_save
-        from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
+        from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType, async_save
 
         future = async_save(
             self.state.state_dict(),
@@ -137,7 +136,7 @@ class DcpAsyncSave(Saver):
             async_checkpointer_type=AsyncCheckpointerType(self.mode),
             async_stager=self._stager,
         )
-        return Pending(future)
+        return Pending(cast("Future[Any]", future))  # the other kind comes from stagers that stage later
 
     def close(self) -> None:
         self._stager.close()
@@ -189,7 +188,7 @@ class TorchCheckpointing(Saver):
         shutil.rmtree(directory / "probe", ignore_errors=True)
 
     def _save_to(self, path: Path, values: dict[str, Any]) -> Future[Any]:
-        return self._manager.save(str(path), values)
+        return cast("Future[Any]", self._manager.save(str(path), values))  # None only from synchronous savers
 
     def save(self, step: int) -> Pending:
         return Pending(self._save_to(self.path(step), self.state.state_dict()))

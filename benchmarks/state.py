@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +66,8 @@ class Block(nn.Module):
         q, k, v = (part.view(heads).transpose(1, 2) for part in self.attn["c_attn"](self.ln_1(x)).split(width, dim=2))
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(x.shape)
         x = x + self.attn["c_proj"](mixed)
-        return x + self.mlp["c_proj"](F.gelu(self.mlp["c_fc"](self.ln_2(x)), approximate="tanh"))
+        hidden = F.gelu(self.mlp["c_fc"](self.ln_2(x)), approximate="tanh")
+        return cast(Tensor, x + self.mlp["c_proj"](hidden))
 
 
 class GPT(nn.Module):
@@ -152,7 +153,7 @@ def build_state(size: str = "124M", *, num_steps: int = 2, seed: int = 0) -> Tra
     length = min(shape.block_size, 64) + 1
     for _ in range(num_steps):
         tokens = torch.multinomial(frequencies, 2 * length, replacement=True).view(2, length)
-        state.model(tokens).backward()
+        torch.autograd.backward(state.model(tokens))
         nn.utils.clip_grad_norm_(state.model.parameters(), 1.0)
         state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
