@@ -1,0 +1,56 @@
+"""The benchmarks run, at sizes that say nothing about speed."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="they measure Linux facilities"),
+    pytest.mark.skipif(not BENCHMARKS.is_dir(), reason="the benchmarks are not part of source distributions"),
+]
+
+
+def run(name: str, tmp_path: Path, *arguments: str) -> dict[str, Any]:
+    output = tmp_path / "results.json"
+    command = [sys.executable, str(BENCHMARKS / name), f"--directory={tmp_path}", f"--output={output}", *arguments]
+    ended = subprocess.run(
+        command, capture_output=True, text=True, timeout=100, env={**os.environ, "OMP_NUM_THREADS": "2"}
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"], "nothing else is left behind"
+    return json.loads(output.read_text())
+
+
+@pytest.mark.parametrize("peer", ["torch.save", "dcp.async_save thread", "torch_checkpointing", "asyncckpt fast"])
+def test_lost_time_measures_each_saver(tmp_path: Path, peer: str) -> None:
+    if peer == "torch_checkpointing" and importlib.util.find_spec(peer) is None:
+        pytest.skip(f"{peer} is not installed")
+    results = run("lost_time.py", tmp_path, "--size=tiny", "--repetitions=1", "--alone-steps=5", "--peers", peer)
+    (saver,) = results["savers"]
+    assert saver["saver"] == peer
+    assert saver["stored_bytes"] > 0
+    assert saver["peak_bytes"] > results["state_bytes"]
+    assert saver["blocked_ms"]["median"] > 0
+    assert saver["durable_s"]["median"] > 0
+
+
+def test_many_tensors_restores_what_it_saved(tmp_path: Path) -> None:
+    results = run("many_tensors.py", tmp_path, "--tensors=50", "--repetitions=1")
+    assert results["num_tensors"] == 50
+    assert results["num_files"] / results["num_tensors"] < 2.2
+
+
+def test_round_trip_is_bit_for_bit_in_every_preset(tmp_path: Path) -> None:
+    pytest.importorskip("tensorstore")
+    results = run("roundtrip.py", tmp_path, "--size=tiny")
+    assert [preset["preset"] for preset in results["presets"]] == ["fast", "small", "none"]
