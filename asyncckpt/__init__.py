@@ -48,7 +48,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; `_HOMES` is what runs, 
     )
     from asyncckpt.future import SaveFuture
     from asyncckpt.interop import open_zarr
-    from asyncckpt.model import CheckpointInfo, Damage, Mismatch, SaveStats, Statistics, VerifyReport
+    from asyncckpt.model import CheckpointInfo, Damage, Health, Mismatch, SaveStats, Statistics, VerifyReport
     from asyncckpt.options import Staging, Writer
     from asyncckpt.policies import AtSteps, Best, Every, Keep
     from asyncckpt.state import RNG, register_type
@@ -83,7 +83,7 @@ _HOMES = {
     ),
     "asyncckpt.future": ("SaveFuture",),
     "asyncckpt.interop": ("open_zarr",),
-    "asyncckpt.model": ("CheckpointInfo", "Damage", "Mismatch", "SaveStats", "Statistics", "VerifyReport"),
+    "asyncckpt.model": ("CheckpointInfo", "Damage", "Health", "Mismatch", "SaveStats", "Statistics", "VerifyReport"),
     "asyncckpt.options": ("Staging", "Writer"),
     "asyncckpt.policies": ("AtSteps", "Best", "Every", "Keep"),
     "asyncckpt.state": ("RNG", "register_type"),

@@ -8,7 +8,17 @@ from datetime import datetime
 from types import MappingProxyType
 from typing import Any, Literal
 
-__all__ = ["CheckpointInfo", "Damage", "Health", "Mismatch", "Outcome", "SaveStats", "Statistics", "TensorSpec", "VerifyReport"]
+__all__ = [
+    "CheckpointInfo",
+    "Damage",
+    "Health",
+    "Mismatch",
+    "Outcome",
+    "SaveStats",
+    "Statistics",
+    "TensorSpec",
+    "VerifyReport",
+]
 
 Outcome = Literal["pending", "durable", "failed", "skipped", "superseded", "cancelled"]
 

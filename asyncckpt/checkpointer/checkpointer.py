@@ -13,7 +13,7 @@ import time
 import uuid
 import warnings
 import weakref
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from datetime import UTC, datetime
 from os import PathLike
 from types import TracebackType
@@ -418,7 +418,7 @@ class Checkpointer:
 
 
 @contextlib.contextmanager
-def _quiet_if(error: BaseException | None):  # type: ignore[no-untyped-def]
+def _quiet_if(error: BaseException | None) -> Iterator[None]:
     """Do not let a failed save hide the exception that is already leaving the block."""
     try:
         yield
@@ -428,7 +428,7 @@ def _quiet_if(error: BaseException | None):  # type: ignore[no-untyped-def]
         _logger.error("a checkpoint was lost: %s", failure)
 
 
-def _close_at_exit(checkpointer: Checkpointer):  # type: ignore[no-untyped-def]
+def _close_at_exit(checkpointer: Checkpointer) -> Callable[[], None]:
     reference = weakref.ref(checkpointer)
     owner = os.getpid()
 

@@ -12,7 +12,9 @@ from asyncckpt.policies.keep import Best, rank_best
 from asyncckpt.repository.catalog import Catalog, CommittedStep
 from asyncckpt.repository.verify import verify_step
 from asyncckpt.restore.reader import read_tensors
-from asyncckpt.state.apply import build_state, select_keys
+from asyncckpt.state.apply import build_state
+from asyncckpt.state.selection import Selection
+from asyncckpt.state.stored import array_keys, decode_tree
 from asyncckpt.stores import open_store
 from asyncckpt.stores.contract import Store
 
@@ -78,10 +80,14 @@ class Catalogue:
         Raises:
             CheckpointNotFoundError: there is no such checkpoint.
             CorruptCheckpointError: a file it needs is damaged.
+            InvalidOptionError: a pattern matches nothing.
         """
         committed = self.find(which)
         tree = committed.header.tree
-        return build_state(tree, read_tensors(committed, select_keys(tree, only)), only)
+        stored, selection = decode_tree(tree), Selection(only)
+        selection.check(stored)
+        keys = frozenset(array_keys(selection.prune(stored)))
+        return build_state(tree, read_tensors(committed, keys), only)
 
     def verify(self, which: Which = "latest") -> VerifyReport:
         """Check sizes and digests of every file of a step.

@@ -16,14 +16,14 @@ from zarr.core.dtype.common import HasEndianness, HasItemSize
 from zarr.dtype import ZDType, data_type_registry
 
 try:  # zarr 3.4
-    from zarr.errors import DataTypeValidationError
+    from zarr.errors import DataTypeValidationError  # type: ignore[attr-defined, unused-ignore]
 except ImportError:  # zarr 3.1
     from zarr.dtype import DataTypeValidationError
 
 __all__ = ["ZARR_DTYPES", "BFloat16", "register_zarr_dtypes"]
 
 
-class _MlDtype(ZDType, HasItemSize):  # type: ignore[type-arg, misc]
+class _MlDtype(ZDType, HasItemSize):  # type: ignore[type-arg]
     """What the types share; a concrete class names its ml_dtypes scalar and its Zarr name."""
 
     _scalar: ClassVar[type]

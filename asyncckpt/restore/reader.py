@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import errno
+import functools
 import math
 import os
 import threading
@@ -144,7 +145,7 @@ class _Reader:
     def files(self, array: _Array, out: memoryview) -> Iterable[_File]:
         for part in array.layout.files():
             name = f"{array.key}/{part.key}"
-            record = self._guarded(name, lambda name=name: self._record(name))
+            record = self._guarded(name, functools.partial(self._record, name))
             if record is not None:
                 yield _File(array, part, record, out)
 

@@ -11,7 +11,7 @@ import os
 import select
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 
 import anyio
@@ -22,8 +22,6 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 from asyncckpt.errors import CheckpointError, WriterDiedError, error_to_fields
 from asyncckpt.memory import Arena
 from asyncckpt.policies.keep import Keep
-from asyncckpt.repository.catalog import Catalog
-from asyncckpt.repository.retention import execute_retention, plan_retention
 from asyncckpt.stores import open_store
 from asyncckpt.stores.contract import Store
 from asyncckpt.writer.framing import FrameBuffer, receive_frames, send_frame
@@ -48,6 +46,7 @@ from asyncckpt.writer.messages import (
     ToWriter,
 )
 from asyncckpt.writer.pipeline import Pipeline, Segment
+from asyncckpt.writer.pruning import Pruner
 
 __all__ = ["serve"]
 
@@ -90,7 +89,7 @@ class _Service:
         self._sock = sock
         self._frames = frames
         self._store = store
-        self._keep = msgspec.json.decode(configure.keep, type=Keep)
+        self._pruner = Pruner(store, msgspec.json.decode(configure.keep, type=Keep))
         self._trainer_pid = configure.trainer_pid
         self._pipeline = Pipeline(store, configure.compression, configure.threads)  # type: ignore[arg-type]
         self._arenas: dict[int, Arena] = {}
@@ -203,6 +202,7 @@ class _Service:
             await self._send(Failed(save.save_id, error_to_fields(cause)))
             return False
         else:
+            self._pruner.forget(save.step)
             await self._send(Durable(save.save_id, stats))
             return True
         finally:
@@ -224,7 +224,7 @@ class _Service:
                 f"the trainer ended while step {pending.save.step} was still being staged", step=pending.save.step
             )
 
-    def _progress_reporter(self, save_id: int):  # type: ignore[no-untyped-def]
+    def _progress_reporter(self, save_id: int) -> Callable[[int], Awaitable[None]]:
         last_sent = time.monotonic()
 
         async def report(done_bytes: int) -> None:
@@ -238,19 +238,13 @@ class _Service:
 
     async def _prune(self) -> None:
         try:
-            removed = await anyio.to_thread.run_sync(self._run_retention)
+            removed = await anyio.to_thread.run_sync(self._pruner.run, datetime.now(UTC))
         except CheckpointError as error:
             # The save is durable all the same; retention is tried again after the next one.
             await self._send(LogRecord(logging.WARNING, f"retention failed: {error}"))
             return
         if removed:
-            await self._send(Pruned([step for step, _ in removed], [reason for _, reason in removed]))
-
-    def _run_retention(self) -> list[tuple[int, str]]:
-        infos = [committed.info for committed in Catalog(self._store).committed()]
-        plan = plan_retention(infos, self._keep, datetime.now(UTC))
-        execute_retention(self._store, plan)
-        return [(entry.step, entry.reason) for entry in plan.remove]
+            await self._send(Pruned([decision.step for decision in removed], [decision.reason for decision in removed]))
 
     async def _send(self, message: FromWriter) -> None:
         async with self._send_lock:
