@@ -23,9 +23,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["SIZES", "TrainingState", "build_state", "iter_tensors", "new_state"]
+__all__ = ["HEADER_BYTES", "SIZES", "TrainingState", "build_state", "iter_tensors", "new_state"]
 
-_MIN_BYTES = 512
+HEADER_BYTES = 512
+"""Tensors up to this size lie in the header of a step, not in files of their own (format 1)."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ class TrainingState:
     @property
     def num_large(self) -> int:
         """How many tensors are too large for a header."""
-        return sum(tensor.nbytes > _MIN_BYTES for tensor in self.tensors())
+        return sum(tensor.nbytes > HEADER_BYTES for tensor in self.tensors())
 
 
 def iter_tensors(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
