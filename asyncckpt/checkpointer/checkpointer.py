@@ -199,6 +199,7 @@ class Checkpointer:
         except BaseException:
             self._steps.discard(step)
             raise
+        future.add_done_callback(self._forget_cancelled)
         self._events.emit("save.started", step, blocked_s=future.stats.blocked_s)
         return future
 
@@ -382,6 +383,11 @@ class Checkpointer:
     def _require_open(self) -> None:
         if self._is_closed:
             raise ClosedError("the checkpointer is closed")
+
+    def _forget_cancelled(self, future: SaveFuture) -> None:
+        # A cancelled future settles before the machinery notices, and its step may be saved again at once.
+        if future.cancelled():
+            self._steps.discard(future.step)
 
     def _note_end(self, promise: SavePromise, outcome: Outcome) -> None:
         future = promise.future

@@ -12,9 +12,7 @@ from asyncckpt.policies.keep import Best, rank_best
 from asyncckpt.repository.catalog import Catalog, CommittedStep
 from asyncckpt.repository.verify import verify_step
 from asyncckpt.restore.reader import read_tensors
-from asyncckpt.state.apply import build_state
-from asyncckpt.state.selection import Selection
-from asyncckpt.state.stored import array_keys, decode_tree
+from asyncckpt.state.apply import build_state, select_keys
 from asyncckpt.stores import open_store
 from asyncckpt.stores.contract import Store
 
@@ -84,10 +82,7 @@ class Catalogue:
         """
         committed = self.find(which)
         tree = committed.header.tree
-        stored, selection = decode_tree(tree), Selection(only)
-        selection.check(stored)
-        keys = frozenset(array_keys(selection.prune(stored)))
-        return build_state(tree, read_tensors(committed, keys), only)
+        return build_state(tree, read_tensors(committed, select_keys(tree, only)), only)
 
     def verify(self, which: Which = "latest") -> VerifyReport:
         """Check sizes and digests of every file of a step.

@@ -213,7 +213,8 @@ class _Blosc(_Stage):
 class _Crc32c(_Stage):
     def encode(self, data: Buffer) -> Buffer:
         plain = data if isinstance(data, bytes) else bytes(data)
-        return plain + google_crc32c.value(plain).to_bytes(_CRC_BYTES, "little")
+        checksum: int = google_crc32c.value(plain)
+        return plain + checksum.to_bytes(_CRC_BYTES, "little")
 
     def decode(self, data: memoryview, out: memoryview | None, limit: int) -> memoryview:
         if len(data) < _CRC_BYTES:

@@ -65,6 +65,10 @@ class _PendingSave:
         self.withdrawn = False
         self.send, self.receive = anyio.create_memory_object_stream[_Part](max_buffer_size=1_000_000)
 
+    def close(self) -> None:
+        self.send.close()
+        self.receive.close()
+
 
 async def serve(sock: socket.socket) -> None:
     """Serve one trainer on the non-blocking *sock* until it closes or dies, then finish and return."""
@@ -100,6 +104,18 @@ class _Service:
         self._send_lock = anyio.Lock()
 
     async def run(self, received: list[ToWriter]) -> None:
+        try:
+            await self._run(received)
+        finally:
+            self._queue_in.close()
+            self._queue.close()
+            for pending in self._pending.values():
+                pending.close()
+            for arena in self._arenas.values():
+                if arena.fd >= 0:  # the trainer owns the others
+                    arena.close()
+
+    async def _run(self, received: list[ToWriter]) -> None:
         await self._send(Ready(os.getpid()))
         for message in received:
             await self._dispatch(message)
@@ -108,8 +124,6 @@ class _Service:
             tasks.start_soon(self._watch_trainer)
             await self._write_all()
             tasks.cancel_scope.cancel()
-        for arena in self._arenas.values():
-            arena.close()
 
     async def _receive(self) -> None:
         while (messages := await receive_frames(self._sock, self._frames)) is not None:
@@ -182,6 +196,7 @@ class _Service:
             withdrawn = pending.withdrawn = not pending.begun
             if withdrawn:
                 del self._pending[save_id]
+                pending.close()
         await self._send(Dropped(save_id, withdrawn))
 
     async def _write_all(self) -> None:
@@ -207,6 +222,7 @@ class _Service:
             return True
         finally:
             self._pending.pop(save.save_id, None)
+            pending.close()
 
     async def _segments(self, pending: _PendingSave) -> AsyncIterator[Segment]:
         save_id = pending.save.save_id
