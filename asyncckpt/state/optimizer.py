@@ -205,5 +205,3 @@ def parameters_to_nodes(
         module = modules.setdefault(owner.module, len(modules))
         nodes.append([label, shape, module] if label == owner.name else [label, shape, module, owner.name])
     return nodes, list(modules)
-
-

@@ -72,7 +72,7 @@ class RNG:
 
     def _cuda_indices(self) -> Iterable[int]:
         # Asking an uninitialised CUDA would initialise it: slow, and fatal for forks that come later.
-        if not torch.cuda.is_initialized():
+        if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             return ()
         return range(torch.cuda.device_count()) if self._devices is None else self._devices
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from asyncckpt.errors import UnsupportedStateError
 from asyncckpt.state.torch_types import is_bytes_only
@@ -32,7 +33,7 @@ def plain_tensor(tensor: torch.Tensor, path: str) -> torch.Tensor:
             wrapper subclass whose values are somewhere else.
     """
     kind = type(tensor)
-    if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+    if is_lazy(tensor):
         raise _refuse(tensor, path, "is not initialised yet; run the module once before saving")
     if is_single_rank_dtensor(tensor):
         return plain_tensor(_local(tensor), path)

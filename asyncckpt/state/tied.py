@@ -15,12 +15,12 @@ class SharedTensor(NamedTuple):
     """A captured tensor that shares its storage with others.
 
     Attributes:
-        index: its leaf.
+        leaf: its position.
         tensor: strided, with at least one element.
         node: its tree node, changed in place when it turns out to be a view.
     """
 
-    index: int
+    leaf: int
     tensor: torch.Tensor
     node: dict[str, Any]
 
@@ -30,7 +30,7 @@ class _Extent(NamedTuple):
 
     start: int
     minus_stop: int
-    index: int
+    leaf: int
     key: str
 
 
@@ -59,17 +59,17 @@ def tie_views(shared: Iterable[SharedTensor]) -> set[int]:
 def _tie(entries: list[SharedTensor]) -> set[int]:
     bases = _bases(entries)
     starts = [base.start for base in bases]
-    own = {base.index for base in bases}
+    own = {base.leaf for base in bases}
     dropped: set[int] = set()
     first: dict[tuple[Any, ...], dict[str, Any]] = {}
     for entry in entries:
         tensor, node = entry.tensor, entry.node
         twin = first.setdefault((tensor.storage_offset(), tensor.shape, tensor.stride()), node)
-        if entry.index in own:
+        if entry.leaf in own:
             continue
         if twin is not node:
             node.update({name: twin[name] for name in ("key", "view") if name in twin})
-            dropped.add(entry.index)
+            dropped.add(entry.leaf)
             continue
         extent = _extent(entry)
         # Bases grow in start and stop alike, so the last one that starts early enough reaches farthest.
@@ -82,7 +82,7 @@ def _tie(entries: list[SharedTensor]) -> set[int]:
                 "stride": list(tensor.stride()),
                 "offset": extent.start - base.start,
             }
-            dropped.add(entry.index)
+            dropped.add(entry.leaf)
     return dropped
 
 
@@ -97,6 +97,6 @@ def _bases(entries: list[SharedTensor]) -> list[_Extent]:
 
 def _extent(entry: SharedTensor) -> _Extent:
     tensor = entry.tensor
-    start = tensor.storage_offset()
-    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return _Extent(start, -(start + last + 1), entry.index, entry.node["key"])
+    start = int(tensor.storage_offset())
+    last = sum((int(size) - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return _Extent(start, -(start + last + 1), entry.leaf, entry.node["key"])
