@@ -30,8 +30,8 @@ from probes import direct_write_seconds
 _WORKER = Path(__file__).with_name("lost_time_worker.py")
 _REFERENCE = "asyncckpt fast"
 _HEADER = (
-    "saver", "blocked ms", "x memcpy", "lost ms/save", "x ours", "p50 ms alone", "writing", "p99 ms alone", "writing",
-    "slower %", "durable s", "stored MB", "peak MB", "first blocked ms",
+    "saver", "blocked ms", "memcpy ms", "x memcpy", "lost ms/save", "x ours", "p50 ms alone", "writing",
+    "p99 ms alone", "writing", "slower %", "durable s", "stored MB", "peak MB", "first blocked ms",
 )  # fmt: skip
 
 
@@ -140,6 +140,7 @@ def _row(summary: dict[str, Any], reference_ms: float | None) -> list[str]:
     return [
         summary["saver"],
         spread("blocked_ms", 0),
+        spread("memcpy_ms", 0),
         f"{summary['blocked_per_memcpy']:.2f}",
         spread("lost_ms", 0),
         f"{ratio:.2f}",
@@ -168,6 +169,10 @@ def main() -> None:
 
     with scratch_directory(arguments.directory) as directory:
         facts = machine_facts(directory)
+        if facts["load_average"][0] > 0.5:
+            print(
+                f"the machine is busy: load {facts['load_average'][0]:.1f}; the numbers will not hold", file=sys.stderr
+            )
         results = []
         for peer in arguments.peers:
             if not _installed(peer):

@@ -7,11 +7,15 @@ The parent reads one JSON object per line from ``--report-fd``: first ``ready``,
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
+import gc
 import json
 import os
 import shutil
 import statistics
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -53,12 +57,10 @@ def measure_save(saver: Saver, loop: LaunchBoundLoop, step: int, alone_steps: in
     """Take *alone_steps* steps, then save and go on training until well after it is durable."""
     alone_s = loop.run(alone_steps, saver.guard)
     guard_before = loop.guard_s
-    # Snapshots may use every core, the loop only ever uses one.
-    torch.set_num_threads(_cores())
-    started = time.perf_counter()
-    pending = saver.save(step)
-    returned = time.perf_counter()
-    torch.set_num_threads(1)
+    with _all_cores():
+        started = time.perf_counter()
+        pending = saver.save(step)
+        returned = time.perf_counter()
     during_s: list[float] = []
     if not pending.done():
         during_s = loop.run(1, saver.guard, until=pending.done)
@@ -85,16 +87,18 @@ def run(arguments: argparse.Namespace, report: TextIO) -> dict[str, Any]:
     directory = Path(arguments.directory)
     directory.mkdir()
     state = build_state(arguments.size)
-    torch.set_num_threads(_cores())
-    memcpy_s = memcpy_seconds(state.tensors())
+    _return_freed_memory()
     torch.set_num_threads(1)
     tell("ready")
     saver = PEERS[arguments.peer](directory, state)
     loop = LaunchBoundLoop()
     loop.run(10, saver.guard)
 
-    measured = []
+    measured, memcpy_s = [], []
     for step in range(1, arguments.repetitions + 2):  # the first one is the warm-up
+        # Right before each save, so that both see the same machine.
+        with _all_cores():
+            memcpy_s += memcpy_seconds(state.tensors(), repetitions=3)
         measured.append(measure_save(saver, loop, step, arguments.alone_steps))
         saver.discard(step)
         os.sync()  # deleting a gigabyte is not part of the next save
@@ -116,8 +120,22 @@ def run(arguments: argparse.Namespace, report: TextIO) -> dict[str, Any]:
     }
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
+@contextlib.contextmanager
+def _all_cores() -> Iterator[None]:
+    """Let torch use every core, for copies; the loop only ever uses one."""
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(1)
+
+
+def _return_freed_memory() -> None:
+    """Give what building the state has freed back to the system, so that it does not count as the saver's."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def main() -> None:
