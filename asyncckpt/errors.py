@@ -10,6 +10,7 @@
     │   ├── StateMismatchError        the checkpoint does not fit the live state
     │   ├── StepExistsError           that step is already committed
     │   ├── CheckpointNotFoundError   no such step, tag, or root (also LookupError)
+    │   │   └── NothingCommittedError     the root holds no committed step at all
     │   └── ForeignRootError          the directory holds something that is not ours
     ├── BusyError                 wait, or stop the other one
     │   ├── RootLockedError           another run writes to this root
@@ -44,6 +45,7 @@ __all__ = [
     "CorruptError",
     "ForeignRootError",
     "InvalidOptionError",
+    "NothingCommittedError",
     "RootLockedError",
     "SaveCancelledError",
     "SaveSkippedError",
@@ -147,6 +149,12 @@ class CheckpointNotFoundError(UsageError, LookupError):
     """No committed checkpoint answers to that step, tag or name."""
 
     code = "not_found"
+
+
+class NothingCommittedError(CheckpointNotFoundError):
+    """The root holds no committed step at all (it may not even exist)."""
+
+    code = "nothing_committed"
 
 
 class ForeignRootError(UsageError):

@@ -18,6 +18,7 @@ import hashlib
 import json
 import math
 import os
+import random
 import sys
 import sysconfig
 import time
@@ -27,6 +28,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -103,7 +105,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.ln_1(x))
-        return x + self.mlp(self.ln_2(x))
+        out: Tensor = x + self.mlp(self.ln_2(x))
+        return out
 
 
 class GPT(nn.Module):
@@ -112,16 +115,12 @@ class GPT(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        self.transformer = nn.ModuleDict(
-            {
-                "wte": nn.Embedding(config.vocab_size, config.n_embd),
-                "wpe": nn.Embedding(config.block_size, config.n_embd),
-                "h": nn.ModuleList(Block(config) for _ in range(config.n_layer)),
-                "ln_f": nn.LayerNorm(config.n_embd),
-            }
-        )
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.block_size, config.n_embd)
+        self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.ln_f = nn.LayerNorm(config.n_embd)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        self.lm_head.weight = self.transformer["wte"].weight  # tied: one storage under two names
+        self.lm_head.weight = self.wte.weight  # tied: one storage under two names
         self.apply(self._init_weights)
         for name, parameter in self.named_parameters():
             if name.endswith("c_proj.weight"):  # residual layers start smaller (GPT-2, section 2.3)
@@ -137,11 +136,11 @@ class GPT(nn.Module):
     def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy of predicting *targets*, both ``(batch, time)`` of int64."""
         positions = torch.arange(tokens.shape[1], device=tokens.device)
-        x = self.transformer["wte"](tokens) + self.transformer["wpe"](positions)
+        x = self.wte(tokens) + self.wpe(positions)
         x = F.dropout(x, self.config.dropout, self.training)
-        for block in self.transformer["h"]:
+        for block in self.h:
             x = block(x)
-        logits = self.lm_head(self.transformer["ln_f"](x))
+        logits = self.lm_head(self.ln_f(x))
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
@@ -172,7 +171,7 @@ class TextLoader:
         self.batch_size = batch_size
         self.block_size = block_size
         self.seed = seed
-        self.digest = hashlib.sha256(text.numpy()).hexdigest()
+        self.digest = hashlib.sha256(text.numpy().data).hexdigest()
         self.num_batches = (len(text) - 1) // block_size // batch_size
         if self.num_batches == 0:
             raise ValueError(f"{len(text)} bytes of text are too few for one batch of {batch_size} x {block_size}")
@@ -227,6 +226,8 @@ class Trainer:
     """Everything one training step needs, and the state that a checkpoint must hold."""
 
     def __init__(self, config: Config, *, steps: int, batch_size: int, seed: int, device: str) -> None:
+        random.seed(seed)
+        np.random.seed(seed)
         torch.manual_seed(seed)
         self.device = device
         self.model = GPT(config).to(device)
@@ -250,7 +251,7 @@ class Trainer:
         """One optimizer step; returns the loss."""
         tokens, targets = (part.to(self.device) for part in next(self.loader))
         loss: Tensor = self.model(tokens, targets)
-        loss.backward()
+        torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.scheduler.step()
@@ -341,6 +342,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--resume", dest="fresh", action="store_false", help="go on where the root ends (default)")
     start.add_argument("--fresh", action="store_true", help="refuse a root that already holds checkpoints")
+    parser.set_defaults(fresh=False)  # argparse would take the default of --resume, which is the opposite
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch-size", type=int, default=8, help="sequences per step")
     parser.add_argument("--block-size", type=int, help="tokens per sequence (default: the config's)")

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from enum import IntEnum
 
 from asyncckpt.cli.output import print_json
-from asyncckpt.errors import CheckpointError, CorruptError, UsageError, error_to_fields
+from asyncckpt.errors import CheckpointError, CorruptError, NothingCommittedError, UsageError, error_to_fields
 
-__all__ = ["ExitCode", "NothingCommittedError", "exit_on_error"]
+__all__ = ["ExitCode", "exit_on_error"]
 
 
 class ExitCode(IntEnum):
@@ -21,12 +21,6 @@ class ExitCode(IntEnum):
     USAGE = 2
     CORRUPT = 3
     EMPTY = 4
-
-
-class NothingCommittedError(CheckpointError):
-    """The root holds no committed step (it may not even exist)."""
-
-    code = "nothing_committed"
 
 
 def code_of(error: BaseException) -> ExitCode:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from asyncckpt.cli.exits import NothingCommittedError
-from asyncckpt.errors import CheckpointNotFoundError
+from asyncckpt.errors import CheckpointNotFoundError, NothingCommittedError
 from asyncckpt.repository import Catalog, CommittedStep
 from asyncckpt.stores import open_store
 

@@ -70,14 +70,17 @@ def _verify_all(steps: Iterable[CommittedStep], threads: int) -> Iterator[_Timed
 
 
 def _with_progress(results: Iterator[_Timed], count: int) -> Iterator[_Timed]:
-    """Pass *results* on, with a bar on stderr if somebody looks at it."""
+    """Pass *results* on, with a bar on stderr if somebody looks at it; they then come when it is gone.
+
+    A live bar takes over stdout, so that what is printed meanwhile would end up on stderr.
+    """
     if not (is_terminal() and sys.stderr.isatty()):
         yield from results
         return
     from rich.console import Console
     from rich.progress import track
 
-    yield from track(results, "verifying", total=count, console=Console(stderr=True), transient=True)
+    yield from list(track(results, "verifying", total=count, console=Console(stderr=True), transient=True))
 
 
 def _entry(timed: _Timed) -> dict[str, Any]:

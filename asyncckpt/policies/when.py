@@ -30,6 +30,7 @@ class When(abc.ABC):
             last_step: step of the last save this run began or restored; ``None`` before there is one.
             last_s: *now_s* of that save or restore; before there is one, of the start of the run.
         """
+
     def __or__(self, other: When) -> AnyOf:
         if not isinstance(other, When):
             return NotImplemented

@@ -14,7 +14,7 @@ from asyncckpt.state.loader import Copies, copy_all
 from asyncckpt.state.match_optimizer import OptimizerMatch
 from asyncckpt.state.optimizer import OptimizerView, StoredOptimizer
 from asyncckpt.state.stored import StoredTensor, array_keys
-from asyncckpt.state.tensors import is_single_rank_dtensor, wrap_like
+from asyncckpt.state.tensors import is_single_rank_dtensor, local_part, wrap_like
 from asyncckpt.state.torch_types import torch_name
 
 __all__ = ["OptimizerLoader"]
@@ -248,7 +248,7 @@ def _is_like(old: Any, stored: StoredTensor) -> bool:
 
 
 def _share_memory(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+    return local_part(one).untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:

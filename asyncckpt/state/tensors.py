@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 from asyncckpt.errors import UnsupportedStateError
 from asyncckpt.state.torch_types import is_bytes_only
 
-__all__ = ["PLAIN_KINDS", "copy_exact", "is_single_rank_dtensor", "plain_tensor", "wrap_like"]
+__all__ = ["PLAIN_KINDS", "copy_exact", "is_single_rank_dtensor", "local_part", "plain_tensor", "wrap_like"]
 
 PLAIN_KINDS = frozenset({torch.Tensor, nn.Parameter})
 """Exact types that are what they seem."""
@@ -36,7 +36,7 @@ def plain_tensor(tensor: torch.Tensor, path: str) -> torch.Tensor:
     if is_lazy(tensor):
         raise _refuse(tensor, path, "is not initialised yet; run the module once before saving")
     if is_single_rank_dtensor(tensor):
-        return plain_tensor(_local(tensor), path)
+        return plain_tensor(local_part(tensor), path)
     # A class that intercepts operators keeps its values elsewhere; its own memory is empty or partial.
     if kind.__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
         raise _refuse(tensor, path, _why_wrapped(tensor))
@@ -81,9 +81,13 @@ def is_single_rank_dtensor(tensor: torch.Tensor) -> bool:
     return dtensor is not None and isinstance(tensor, dtensor) and tensor.device_mesh.size() == 1
 
 
-def _local(tensor: Any) -> torch.Tensor:
+def local_part(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor inside a DTensor of one rank; any other tensor itself."""
+    if not is_single_rank_dtensor(tensor):
+        return tensor
+    distributed: Any = tensor
     with torch.no_grad():
-        local: torch.Tensor = tensor.to_local()
+        local: torch.Tensor = distributed.to_local()
     return local
 
 
@@ -104,8 +108,7 @@ def copy_exact(target: torch.Tensor, source: torch.Tensor) -> None:
     Call it under ``torch.no_grad()``. From pinned memory it does not wait for the device: synchronise
     before the memory of *source* is used again.
     """
-    if is_single_rank_dtensor(target):
-        target = _local(target)
+    target = local_part(target)
     if is_bytes_only(target.dtype) and not target.is_quantized:
         target, source = target.view(torch.uint8), source.view(torch.uint8)
     non_blocking = not target.is_cpu and source.is_pinned()

@@ -66,9 +66,7 @@ def after_power_cut(image: Path, tmp_path: Path) -> Iterator[LocalStore]:
         yield LocalStore(disk / "new" / "root")
 
 
-def test_an_acknowledged_step_survives(
-    store: LocalStore, commit_step: CommitStep, image: Path, tmp_path: Path
-) -> None:
+def test_an_acknowledged_step_survives(store: LocalStore, commit_step: CommitStep, image: Path, tmp_path: Path) -> None:
     commit_step(500)
     with after_power_cut(image, tmp_path) as found:
         assert Catalog(found).steps() == [500]

@@ -169,7 +169,7 @@ def test_show_prints_the_newest_step_and_its_tensors(cli: Cli, root: Path) -> No
     assert any(line.startswith("  metadata") and "lr=0.1" in line for line in lines)
     weight = next(line.split() for line in lines if line.startswith("model/0.weight"))
     assert weight == ["model/0.weight", "float32", "[64,", "64]", "16.4", "kB"]
-    scale = next(line for line in lines if line.startswith("scale"))
+    scale = next(line for line in lines if line.startswith("scale "))
     assert "bfloat16" in scale
     assert scale.endswith("in the header")
     assert next(line for line in lines if line.startswith("model/1.weight")).endswith("tied to model/0.weight")

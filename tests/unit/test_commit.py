@@ -360,9 +360,7 @@ def test_an_error_of_the_system_is_not_acknowledged_and_nothing_is_committed(sto
 
 
 @pytest.mark.parametrize(("flush", "num_fsyncs"), [("syncfs", 4), ("each", 10)])
-def test_any_failed_fsync_is_not_acknowledged_and_not_repeated(
-    store: LocalStore, flush: str, num_fsyncs: int
-) -> None:
+def test_any_failed_fsync_is_not_acknowledged_and_not_repeated(store: LocalStore, flush: str, num_fsyncs: int) -> None:
     for failing in range(1, num_fsyncs + 1):
         root = prepare_root(f"{store.root}-{failing}").root
         calls, result = traced_save(root, flush, "-e", f"inject=fsync:error=EIO:when={failing}")

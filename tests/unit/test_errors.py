@@ -31,6 +31,7 @@ CODES = {
     "state_mismatch": errors.StateMismatchError,
     "step_exists": errors.StepExistsError,
     "not_found": errors.CheckpointNotFoundError,
+    "nothing_committed": errors.NothingCommittedError,
     "foreign_root": errors.ForeignRootError,
     "busy": errors.BusyError,
     "root_locked": errors.RootLockedError,
