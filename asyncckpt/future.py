@@ -313,7 +313,9 @@ class SavePromise:
         return self.future._settle("durable", info=info, stats=stats)
 
     def set_exception(self, error: BaseException) -> bool:
-        """The save failed; *error* reaches every caller as it is."""
+        """The save failed; *error* reaches every caller as it is, and the log in case nobody asks."""
+        if not self.future.done():
+            _LOGGER.error("step %d was not saved: %s", self.future.step, error)
         return self.future._settle("failed", error=error)
 
     def set_outcome(self, outcome: Literal["skipped", "superseded"], message: str) -> bool:

@@ -63,17 +63,21 @@ class Writer:
             in this process (platforms without descriptor passing, and tests).
         threads: threads that compress and write; ``None`` takes the CPUs left beside the trainer.
         nice: niceness of the writer process, 0 to 19.
-        restarts: how often a writer that died is started again before a save fails with
+        restarts: how often a writer that died or was stopped is replaced before a save fails with
             `WriterDiedError`; the count starts anew with every committed save.
+        stall_timeout_s: how long the storage may take nothing of a save before it fails with a
+            `StorageError` (``ETIMEDOUT``) and the writer is replaced; ``None`` waits for ever. Not for
+            ``kind="thread"``: a thread stuck in the kernel cannot be got rid of.
         lock_timeout_s: how long to wait for a writer of a dead run that still holds the root.
-        on_error: ``"raise"``: `Checkpointer.step` raises the error of a failed save nobody looked
-            at; ``"warn"``: it warns.
+        on_error: ``"raise"``: `Checkpointer.step` and `Checkpointer.save` raise the error of an earlier
+            save that failed and that nobody looked at; ``"warn"``: they warn.
     """
 
     kind: WriterKind = "process"
     threads: int | None = None
     nice: int = 10
-    restarts: int = 3
+    restarts: int = 10
+    stall_timeout_s: float | None = 600.0
     lock_timeout_s: float = 60.0
     on_error: Literal["raise", "warn"] = "raise"
 
@@ -83,4 +87,5 @@ class Writer:
         _require(self.threads is None or self.threads >= 1, "Writer.threads must be at least 1")
         _require(0 <= self.nice <= 19, f"Writer.nice must be 0 to 19, not {self.nice}")
         _require(self.restarts >= 0, "Writer.restarts must not be negative")
+        _require(self.stall_timeout_s is None or self.stall_timeout_s > 0, "Writer.stall_timeout_s must be positive")
         _require(self.lock_timeout_s >= 0, "Writer.lock_timeout_s must not be negative")

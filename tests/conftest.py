@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--full", action="store_true", help="run the fault campaigns at every point instead of a sample (an hour or more)"
+        "--full",
+        action="store_true",
+        help="run the fault campaigns at every point instead of a sample (an hour or more)",
     )
 
 
@@ -15,3 +22,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def full(request: pytest.FixtureRequest) -> bool:
     """Whether campaigns cover every point; CI takes a fixed sample of them."""
     return bool(request.config.getoption("--full"))
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A small ext4 of its own: it may be filled, frozen and remounted."""
+    image, point = tmp_path / "disk.img", tmp_path / "disk"
+    with image.open("wb") as file:
+        file.truncate(256 * 2**20)
+    point.mkdir()
+    for command in (["mkfs.ext4", "-q", "-F", str(image)], ["mount", "-o", "loop", str(image), str(point)]):
+        if shutil.which(command[0]) is None or subprocess.run(command, capture_output=True, check=False).returncode:
+            pytest.skip(f"{command[0]} is not possible here")
+    try:
+        yield point
+    finally:
+        subprocess.run(["umount", str(point)], check=True, timeout=60)

@@ -134,7 +134,7 @@ class Checkpointer:
             log_level=_logger.getEffectiveLevel(),
             keep=msgspec.Raw(msgspec.json.encode(self._keep)),
         )
-        client = WriterClient(configure, start, options.restarts, self._note_pruned)
+        client = WriterClient(configure, start, options.restarts, options.stall_timeout_s, self._note_pruned)
         return SaveCoordinator(client, staging, shared=in_process, on_end=self._note_end)
 
     # -- saving --------------------------------------------------------------------------------
@@ -162,6 +162,8 @@ class Checkpointer:
             failures are on the future.
 
         Raises:
+            CheckpointError: an *earlier* save failed and nobody looked at it (``Writer(on_error=)``);
+                this one was not begun, the next call begins one.
             ClosedError: the checkpointer was closed.
             InvalidOptionError: *step* is negative or no state was given.
             StepExistsError: *step* is committed already, or being saved.
@@ -169,6 +171,7 @@ class Checkpointer:
         """
         started = time.perf_counter()
         self._require_open()
+        self._report_unseen_errors()
         state = self._state if state is None else state
         if state is None:
             raise InvalidOptionError("there is nothing to save: give Checkpointer(state=...) or save(state=...)")

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Self
 
 from asyncckpt.errors import ClosedError, StepExistsError, StorageError, WriterError
 from asyncckpt.format.paths import step_name
-from asyncckpt.repository.names import HEADER, PARTIAL, partial_key
+from asyncckpt.repository.names import HEADER, PARTIAL, header_key, partial_key
 from asyncckpt.stores.contract import Barrier, FileSink, Store
 
 if TYPE_CHECKING:
@@ -61,16 +61,18 @@ class StepWriter:
         return f"StepWriter(step={self._step}, {state}, open_sinks={len(self._open_sinks)})"
 
     @classmethod
-    def begin(cls, store: Store, step: int, nonce: str) -> StepWriter:
+    def begin(cls, store: Store, step: int, nonce: str, attempt: int = 0) -> StepWriter:
         """Start writing *step*. The caller holds the lock of the root.
 
-        What an earlier attempt with the same *nonce*, or an interrupted deletion of the same step, left
+        What earlier attempts with the same *nonce*, or an interrupted deletion of the same step, left
         behind is removed.
 
         Args:
             store: the root.
             step: not yet committed.
             nonce: unique name of this write, of characters that may stand in a file name.
+            attempt: counts up when a write that failed is repeated. Each attempt has a directory of its
+                own, so that no file is ever written or flushed again after a failed flush.
 
         Raises:
             StepExistsError: the step is committed; ``fields["step"]`` names it.
@@ -79,9 +81,12 @@ class StepWriter:
         name = step_name(step)
         if any(entry.name == HEADER for entry in store.entries(name)):
             raise _step_exists(store, step)
-        prefix = partial_key(step, nonce)
         store.delete(name)
-        store.delete(prefix)
+        first = partial_key(step, nonce)
+        for entry in store.entries(PARTIAL):
+            if f"{PARTIAL}/{entry.name}".startswith(first):
+                store.delete(f"{PARTIAL}/{entry.name}")
+        prefix = f"{first}.{attempt}" if attempt else first
         return cls(store, step, prefix, store.open_barrier(prefix))
 
     def put(self, key: str, data: Buffer) -> None:
@@ -118,8 +123,9 @@ class StepWriter:
     def commit(self, header_file: bytes) -> None:
         """Make the step durable and visible; see the module for the order.
 
-        After an error before the rename the step is not there. After an error *of the final flush* it
-        is there, complete, but may be gone after a power cut: it must not be acknowledged.
+        After an error the step is not there, also when only the final flush failed: it could be gone
+        after a power cut, must not be acknowledged, and flushing again would prove nothing. Storage so
+        broken that it cannot even be removed again leaves it there, complete and unacknowledged.
 
         Args:
             header_file: contents of the step's ``zarr.json``.
@@ -137,8 +143,12 @@ class StepWriter:
             store.put(f"{self._prefix}/{HEADER}", header_file, durable=True)
             store.sync_directory(self._prefix)
             self._rename()
-            store.sync_directory("")
-            store.sync_directory(PARTIAL)
+            try:
+                store.sync_directory("")
+                store.sync_directory(PARTIAL)
+            except StorageError:
+                self._take_back()
+                raise
         finally:
             self._barrier.close()
 
@@ -161,6 +171,11 @@ class StepWriter:
             if error.errno in _OCCUPIED:
                 raise _step_exists(self._store, self._step) from error
             raise
+
+    def _take_back(self) -> None:
+        with contextlib.suppress(StorageError):
+            self._store.delete(header_key(self._step))
+            self._store.delete(step_name(self._step))
 
     def abort(self) -> None:
         """Give the step up and remove what was written of it. Never raises; does nothing after a commit.

@@ -27,6 +27,7 @@ from datetime import UTC, datetime
 from typing import Any, Self
 
 from asyncckpt.errors import RootLockedError, StorageError
+from asyncckpt.processes import process_status
 from asyncckpt.repository.names import LOCK
 from asyncckpt.stores.contract import Store
 from asyncckpt.stores.local import local_path
@@ -161,7 +162,7 @@ def _write_record(fd: int, owner: Mapping[str, Any]) -> None:
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         **owner,
     }
-    record["start_ticks"] = (_process_status(record["pid"]) or (None, None))[1]
+    record["start_ticks"] = (process_status(record["pid"]) or (None, None))[1]
     os.ftruncate(fd, 0)
     os.pwrite(fd, json.dumps(record).encode(), 0)
 
@@ -187,24 +188,13 @@ def _is_alive(holder: dict[str, Any]) -> bool:
         os.kill(pid, 0)
     except OSError as error:
         return error.errno != errno.ESRCH
-    status = _process_status(pid)
+    status = process_status(pid)
     if status is None:
         return True
     state, start_ticks = status
     # A zombie is dead, although nobody has waited for it (containers without an init never do). A
     # process that started at another time merely has the same number.
     return state not in "ZX" and holder.get("start_ticks") in (None, start_ticks)
-
-
-def _process_status(pid: int) -> tuple[str, int] | None:
-    """State letter and start time (clock ticks since boot) of a process, proc(5); ``None`` where unknown."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            # The second field is the command in parentheses and may itself hold spaces and parentheses.
-            fields = file.read().rpartition(b")")[2].split()
-    except OSError:
-        return None
-    return fields[0].decode("ascii"), int(fields[19])
 
 
 def _locked(path: str, holder: dict[str, Any]) -> RootLockedError:

@@ -1,78 +1,57 @@
 """The trainer's side of the conversation: supervises the writer and routes its answers.
 
-A writer that dies is started again and is sent every save it had not answered; their snapshots are
-still in the arenas, which belong to the trainer.
+A writer that dies, is stopped or hangs is replaced, and the new one is sent every save that had no
+answer; their snapshots are still in the arenas, which belong to the trainer.
 
-Threads: any thread may call the public methods; one daemon thread, the reader, receives answers and
-restarts the writer. ``_lock`` guards all state below; listeners are called without it.
+Threads: any thread may call the public methods; one daemon thread, the reader, hears the writer, watches
+it and replaces it. ``_sending`` is held for whole frames and orders them; it may be held for as long as a
+stopped writer does not read, so the reader takes it only once that writer's connection is shut, and
+`WriterClient.close` gives up waiting for it in time. ``_arenas`` belongs to whoever holds it.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Protocol
 
-from asyncckpt.errors import CheckpointError, ClosedError, WriterDiedError, error_from_fields
+from asyncckpt.errors import (
+    CheckpointError,
+    ClosedError,
+    StorageError,
+    WriterDiedError,
+    WriterError,
+    error_from_fields,
+)
 from asyncckpt.memory import Arena
 from asyncckpt.writer.link import Link
 from asyncckpt.writer.messages import (
+    Alive,
     Attach,
     Close,
     Configure,
     Detach,
     Drop,
-    Dropped,
     Durable,
-    Failed,
     FromWriter,
     LogRecord,
     More,
-    Progress,
     Pruned,
     Ready,
     Refused,
-    Released,
     Save,
     ToWriter,
-    WriteStats,
 )
+from asyncckpt.writer.outstanding import Outstanding, OutstandingSaves, SaveListener
+from asyncckpt.writer.watch import CHECK_INTERVAL_S, Symptom, WriterWatch
 
 __all__ = ["SaveListener", "WriterClient"]
 
 _logger = logging.getLogger("asyncckpt.writer")
-
-
-class SaveListener(Protocol):
-    """Hears about one save. Called on the reader thread; must not block."""
-
-    def on_progress(self, done_bytes: int) -> None: ...
-
-    def on_released(self) -> None: ...
-
-    def on_durable(self, stats: WriteStats) -> None: ...
-
-    def on_failed(self, error: CheckpointError) -> None: ...
-
-    def on_dropped(self) -> None: ...
-
-
-@dataclass(slots=True)
-class _Outstanding:
-    """A save without an answer, and what must be sent again if the writer dies."""
-
-    listener: SaveListener
-    parts: list[Save | More] = field(default_factory=list)
-    was_sent: bool = False
-    drop_answer: bool | None = None
-
-    @property
-    def is_replayable(self) -> bool:
-        return self.parts[-1].last and len(self.parts) == 1
 
 
 class WriterClient:
@@ -82,7 +61,11 @@ class WriterClient:
         configure: sent to every writer that is started.
         start_link: starts a writer.
         restarts: how often in a row a dead writer is replaced.
+        stall_timeout_s: see `options.Writer`.
         on_pruned: hears which steps retention removed.
+
+    Raises:
+        WriterError: no writer could be started.
     """
 
     def __init__(
@@ -90,23 +73,28 @@ class WriterClient:
         configure: Configure,
         start_link: Callable[[], Link],
         restarts: int,
+        stall_timeout_s: float | None,
         on_pruned: Callable[[Pruned], None],
     ) -> None:
         self._configure = configure
         self._start_link = start_link
         self._max_restarts = restarts
+        self._stall_timeout_s = stall_timeout_s
         self._on_pruned = on_pruned
-        self._lock = threading.RLock()
-        self._changed = threading.Condition(self._lock)
+        self._sending = threading.Lock()
         self._arenas: dict[int, Arena] = {}
-        self._outstanding: dict[int, _Outstanding] = {}
+        self._outstanding = OutstandingSaves()
         self._restarts = 0
-        self._is_ready = False
         self._is_closing = False
         self._failure: CheckpointError | None = None
         self._owner_pid = os.getpid()
-        self._link = start_link()
-        self._channel_send(configure)
+        self._symptom: Symptom | None = None
+        self._watch = WriterWatch(stall_timeout_s)
+        try:
+            self._link = start_link()
+        except OSError as error:
+            raise WriterError(f"the writer could not be started: {error}") from error
+        self._send(configure)
         _clients.add(self)
         self._reader = threading.Thread(target=self._read, name="asyncckpt-replies", daemon=True)
         self._reader.start()
@@ -121,24 +109,17 @@ class WriterClient:
         """How often the writer was replaced since it last committed a step."""
         return self._restarts
 
-    def wait_ready(self, timeout: float | None = None) -> bool:
-        """Wait until the writer answered for the first time."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._is_ready or self._failure is not None, timeout)
-            self._raise_failure()
-            return self._is_ready
-
     def attach(self, arena: Arena) -> None:
         """Make *arena* known to this writer and to those that replace it."""
-        with self._lock:
+        with self._sending:
             self._arenas[arena.arena_id] = arena
-            self._channel_send_attach(arena)
+            self._send_attach(arena)
 
     def detach(self, arena: Arena) -> None:
         """Forget *arena*; no save may refer to it any more."""
-        with self._lock:
+        with self._sending:
             self._arenas.pop(arena.arena_id, None)
-            self._channel_send(Detach(arena.arena_id))
+            self._send(Detach(arena.arena_id))
 
     def submit(self, save: Save, listener: SaveListener) -> None:
         """Hand over a save. On return it is durable-to-be: it no longer needs the trainer.
@@ -146,59 +127,69 @@ class WriterClient:
         Raises:
             CheckpointError: the writer is gone for good.
         """
-        with self._changed:
+        with self._sending:
             self._raise_failure()
-            outstanding = self._outstanding[save.save_id] = _Outstanding(listener)
+            outstanding = self._outstanding.add(save.save_id, listener)
             self._send_part(outstanding, save)
+        self._wait_sent(outstanding)
 
     def submit_more(self, part: More) -> None:
         """Hand over a further segment of a save; silently ignored once the save has failed."""
-        with self._changed:
+        with self._sending:
             outstanding = self._outstanding.get(part.save_id)
-            if outstanding is not None:
-                self._send_part(outstanding, part)
+            if outstanding is None:
+                return
+            self._send_part(outstanding, part)
+        self._wait_sent(outstanding)
 
     def drop(self, save_id: int) -> bool:
         """Withdraw a save the writer has not begun; whether that succeeded."""
-        with self._changed:
-            outstanding = self._outstanding.get(save_id)
-            if outstanding is None:
-                return False
-            outstanding.drop_answer = None
-            self._channel_send(Drop(save_id))
-            self._changed.wait_for(lambda: outstanding.drop_answer is not None or save_id not in self._outstanding)
-            return bool(outstanding.drop_answer)
+        outstanding = self._outstanding.get(save_id)
+        if outstanding is None:
+            return False
+        outstanding.drop_answer = None
+        with self._sending:
+            self._send(Drop(save_id))
+        self._outstanding.wait_for(lambda: outstanding.drop_answer is not None or outstanding.has_ended)
+        return bool(outstanding.drop_answer)
 
     def abandon(self, save_id: int) -> None:
         """Give up a streamed save whose snapshot could not be completed; nothing of it is committed."""
-        with self._changed:
-            if self._outstanding.pop(save_id, None) is not None:
-                self._channel_send(Drop(save_id))
+        if self._outstanding.pop(save_id) is not None:
+            with self._sending:
+                self._send(Drop(save_id))
 
     def close(self, timeout: float | None) -> bool:
-        """Let the writer finish and end; whether it did within *timeout*. Idempotent."""
-        with self._lock:
-            if os.getpid() != self._owner_pid:
-                return True
+        """Let the writer finish and end; whether it did within *timeout* seconds. Idempotent."""
+        if os.getpid() != self._owner_pid:
+            return True
+        deadline = None if timeout is None else time.monotonic() + timeout
+        if not self._sending.acquire(timeout=-1 if timeout is None else timeout):
+            return False
+        try:
             self._is_closing = True
-            self._channel_send(Close())
-        self._reader.join(timeout)
+            self._send(Close())
+        finally:
+            self._sending.release()
+        self._reader.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
         return not self._reader.is_alive()
 
-    def _send_part(self, outstanding: _Outstanding, part: Save | More) -> None:
+    def _send_part(self, outstanding: Outstanding, part: Save | More) -> None:
         outstanding.parts.append(part)
-        outstanding.was_sent = self._channel_send(part)
-        # The writer died under us: the reader is about to replace it and sends the save itself.
-        self._changed.wait_for(lambda: outstanding.was_sent or part.save_id not in self._outstanding)
+        self._outstanding.note_sent(outstanding, self._send(part))
 
-    def _channel_send(self, message: ToWriter) -> bool:
+    def _wait_sent(self, outstanding: Outstanding) -> None:
+        # A writer that died under us is about to be replaced, and the next one is sent the save.
+        self._outstanding.wait_for(lambda: outstanding.was_sent or outstanding.has_ended)
+
+    def _send(self, message: ToWriter) -> bool:
         try:
             self._link.channel.send(message)
         except OSError:
             return False
         return True
 
-    def _channel_send_attach(self, arena: Arena) -> None:
+    def _send_attach(self, arena: Arena) -> None:
         local = self._link.local_arenas
         message = Attach(arena.arena_id, arena.num_bytes, local)
         try:
@@ -216,111 +207,111 @@ class WriterClient:
 
     def _read(self) -> None:
         while True:
-            for message in self._link.channel.receive():
-                self._handle(message)
+            for message in self._link.channel.receive(CHECK_INTERVAL_S):
+                if message is None:
+                    self._check_writer()
+                else:
+                    self._watch.heard(is_progress=not isinstance(message, (Alive, LogRecord)))
+                    self._handle(message)
             if not self._replace_writer():
                 return
 
+    def _check_writer(self) -> None:
+        """Kill a writer that does not work; the end of its connection then has it replaced."""
+        if not self._link.can_kill or self._symptom is not None:
+            return
+        self._symptom = self._watch.check(is_stopped=self._link.is_stopped(), is_busy=len(self._outstanding) > 0)
+        if self._symptom is not None:
+            self._link.kill()
+
     def _handle(self, message: FromWriter) -> None:
         match message:
-            case Ready():
-                with self._changed:
-                    self._is_ready = True
-                    self._changed.notify_all()
             case Refused(error=error):
-                self._fail_all(error_from_fields(error))
-            case Progress(save_id=save_id, done_bytes=done_bytes):
-                if (outstanding := self._outstanding.get(save_id)) is not None:
-                    outstanding.listener.on_progress(done_bytes)
-            case Released(save_id=save_id):
-                if (outstanding := self._outstanding.get(save_id)) is not None:
-                    outstanding.listener.on_released()
-            case Durable(save_id=save_id, stats=stats):
-                self._restarts = 0
-                if (outstanding := self._pop(save_id)) is not None:
-                    outstanding.listener.on_durable(stats)
-            case Failed(save_id=save_id, error=error):
-                if (outstanding := self._pop(save_id)) is not None:
-                    outstanding.listener.on_failed(error_from_fields(error))
-            case Dropped(save_id=save_id, withdrawn=withdrawn):
-                self._handle_dropped(save_id, withdrawn)
+                self._fail_for_good(error_from_fields(error))
             case Pruned():
                 self._on_pruned(message)
             case LogRecord(level=level, message=text):
                 _logger.log(level, "%s", text)
-
-    def _handle_dropped(self, save_id: int, withdrawn: bool) -> None:
-        with self._changed:
-            outstanding = self._outstanding.get(save_id)
-            if outstanding is None:
-                return
-            outstanding.drop_answer = withdrawn
-            if withdrawn:
-                del self._outstanding[save_id]
-            self._changed.notify_all()
-        if withdrawn:
-            outstanding.listener.on_dropped()
-
-    def _pop(self, save_id: int) -> _Outstanding | None:
-        with self._changed:
-            outstanding = self._outstanding.pop(save_id, None)
-            self._changed.notify_all()
-            return outstanding
+            case Ready() | Alive():
+                pass
+            case _:
+                if isinstance(message, Durable):
+                    self._restarts = 0
+                self._outstanding.answer(message)
 
     def _replace_writer(self) -> bool:
         """The writer's connection ended: start another if there is anything left to do."""
-        self._link.wait(timeout=5)
-        self._link.channel.close()
-        if self._is_closing and not self._outstanding:
-            return False
-        if self._failure is not None:
-            return False
-        self._fail_unrepeatable()
-        if self._restarts >= self._max_restarts:
-            self._fail_all(
-                WriterDiedError(
-                    f"the writer {self._link.describe_end()} and was already restarted {self._restarts} times; "
-                    "its messages are on the trainer's standard error"
-                )
+        if self._symptom is None:
+            self._link.wait(timeout=5)  # to be able to say how it ended
+        how = self._describe_end()
+        self._link.channel.shutdown()  # whoever is sending fails now, and lets go of the lock
+        if (self._is_closing and not self._outstanding) or self._failure is not None:
+            return self._take_leave()
+        if self._symptom == "stalled":
+            message = f"the writer {how}; check the storage, then save again"
+            self._outstanding.fail_oldest(StorageError(message, errno=errno.ETIMEDOUT))
+        self._outstanding.fail_unrepeatable(
+            WriterDiedError(
+                f"the writer {how} while it streamed a state larger than the staging memory; "
+                "raise Staging.memory_limit or save again"
             )
-            return False
-        with self._changed:
-            self._restarts += 1
-            _logger.warning("the writer %s; starting it again", self._link.describe_end())
-            self._link = self._start_link()
-            self._channel_send(self._configure)
-            for arena in self._arenas.values():
-                self._channel_send_attach(arena)
-            for outstanding in self._outstanding.values():
-                for part in outstanding.parts:
-                    outstanding.was_sent = self._channel_send(part)
-            if self._is_closing:
-                self._channel_send(Close())
-            self._changed.notify_all()
+        )
+        link = self._start_another(how)
+        if link is None:
+            return self._take_leave()
+        self._take_over(link)
         return True
 
-    def _fail_unrepeatable(self) -> None:
-        # A snapshot larger than the staging memory is gone with the segments that were reused.
-        lost = [save_id for save_id, entry in self._outstanding.items() if not entry.is_replayable]
-        for save_id in lost:
-            if (outstanding := self._pop(save_id)) is not None:
-                outstanding.listener.on_failed(
-                    WriterDiedError(
-                        f"the writer {self._link.describe_end()} while it streamed a state larger than the "
-                        "staging memory; raise Staging.memory_limit or save again"
-                    )
-                )
+    def _take_leave(self) -> bool:
+        with self._sending:
+            self._link.channel.close()
+        return False
 
-    def _fail_all(self, error: CheckpointError) -> None:
-        with self._changed:
+    def _start_another(self, how: str) -> Link | None:
+        while self._restarts < self._max_restarts:
+            # The first replacement comes at once; what dies again and again gets time to recover.
+            time.sleep(min(2.0, 0.1 * 2**self._restarts) if self._restarts else 0.0)
+            self._restarts += 1
+            _logger.warning("the writer %s; starting another", how)
+            try:
+                return self._start_link()
+            except OSError as error:  # no processes or descriptors left
+                how = f"could not be started: {error}"
+        message = f"the writer {how} and was already restarted {self._restarts} times"
+        self._fail_for_good(WriterDiedError(f"{message}; its messages are on the trainer's standard error"))
+        return None
+
+    def _describe_end(self) -> str:
+        match self._symptom:
+            case "stopped":
+                return "was stopped by a signal and did not go on"
+            case "silent":
+                return "gave no sign of life"
+            case "stalled":
+                return f"got nothing written for {self._stall_timeout_s:g} s"
+        return self._link.describe_end()
+
+    def _take_over(self, link: Link) -> None:
+        with self._sending:
+            self._link.channel.close()
+            self._link = link
+            self._symptom = None
+            self._watch = WriterWatch(self._stall_timeout_s)
+            self._send(self._configure)
+            for arena in self._arenas.values():
+                self._send_attach(arena)
+            for outstanding in self._outstanding:
+                self._outstanding.note_sent(outstanding, all(map(self._send, outstanding.parts)))
+            if self._is_closing:
+                self._send(Close())
+
+    def _fail_for_good(self, error: CheckpointError) -> None:
+        with self._sending:
             self._failure = error
-            lost, self._outstanding = self._outstanding, {}
-            self._changed.notify_all()
-        for outstanding in lost.values():
-            outstanding.listener.on_failed(error)
+        self._outstanding.fail_all(error)
 
     def __repr__(self) -> str:
-        state = "closing" if self._is_closing else "ready" if self._is_ready else "starting"
+        state = "closing" if self._is_closing else "failed" if self._failure else "serving"
         return f"<WriterClient {state} pid={self.pid} outstanding={len(self._outstanding)}>"
 
 

@@ -7,6 +7,7 @@ whose threads may wait, and readiness-driven in the writer's event loop.
 from __future__ import annotations
 
 import contextlib
+import selectors
 import socket
 import struct
 import sys
@@ -101,16 +102,28 @@ class BlockingChannel:
         sent = socket.send_fds(self._sock, [frame], [descriptor])
         self._sock.sendall(frame[sent:])
 
-    def receive(self) -> Iterator[FromWriter]:
-        """Yield messages until the writer closes its end; never raises for a writer that died."""
-        while True:
+    def receive(self, interval_s: float) -> Iterator[FromWriter | None]:
+        """Yield messages until the writer closes its end, and None whenever *interval_s* passed without one.
+
+        Never raises for a writer that died.
+        """
+        # Not a timeout of the socket, which would hold for `send` too and could cut a frame in two.
+        with selectors.DefaultSelector() as selector:
             try:
-                data = self._sock.recv(_RECEIVE_BYTES)
-            except OSError:
-                return
-            if not data:
-                return
-            yield from self._frames.feed(data)
+                selector.register(self._sock, selectors.EVENT_READ)
+            except (OSError, ValueError):
+                return  # closed
+            while True:
+                if not selector.select(interval_s):
+                    yield None
+                    continue
+                try:
+                    data = self._sock.recv(_RECEIVE_BYTES)
+                except OSError:
+                    return
+                if not data:
+                    return
+                yield from self._frames.feed(data)
 
     def shutdown(self) -> None:
         """Wake a blocked `receive` and fail further sends; idempotent."""

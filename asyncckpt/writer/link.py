@@ -13,6 +13,7 @@ from typing import Protocol
 
 import anyio
 
+from asyncckpt.processes import process_status
 from asyncckpt.writer.framing import BlockingChannel
 from asyncckpt.writer.service import serve
 
@@ -26,12 +27,13 @@ class Link(Protocol):
     """A started writer.
 
     ``local_arenas`` tells whether arenas are found in this process instead of being passed by
-    descriptor. `wait` returns whether the writer ended within the timeout; `kill` does nothing to a
-    thread, which cannot be killed.
+    descriptor. `wait` returns whether the writer ended within the timeout. ``can_kill``: a thread
+    cannot be killed, and must then be waited for however long it takes, because it reads the arenas.
     """
 
     channel: BlockingChannel
     local_arenas: bool
+    can_kill: bool
 
     @property
     def pid(self) -> int: ...
@@ -39,6 +41,8 @@ class Link(Protocol):
     def wait(self, timeout: float | None) -> bool: ...
 
     def kill(self) -> None: ...
+
+    def is_stopped(self) -> bool: ...
 
     def describe_end(self) -> str: ...
 
@@ -57,6 +61,7 @@ class ProcessLink:
     """
 
     local_arenas = False
+    can_kill = True
 
     def __init__(self, nice: int, inherit: tuple[int, ...]) -> None:
         ours, theirs = socket.socketpair()
@@ -86,7 +91,16 @@ class ProcessLink:
         return True
 
     def kill(self) -> None:
+        """Kill it and end the conversation, which a process stuck in the kernel would keep open."""
         self._process.kill()
+        self.channel.shutdown()
+        # One that is stuck in the kernel dies when the storage lets go of it, perhaps much later.
+        threading.Thread(target=self._process.wait, name="asyncckpt-reaper", daemon=True).start()
+
+    def is_stopped(self) -> bool:
+        """Whether a signal has stopped it; a debugger that traces it has not."""
+        status = process_status(self._process.pid)
+        return status is not None and status[0] == "T"
 
     def describe_end(self) -> str:
         code = self._process.poll()
@@ -99,6 +113,7 @@ class ThreadLink:
     """The same service on a daemon thread of this process."""
 
     local_arenas = True
+    can_kill = False
 
     def __init__(self) -> None:
         ours, self._theirs = socket.socketpair()
@@ -124,6 +139,9 @@ class ThreadLink:
 
     def kill(self) -> None:
         """A thread cannot be killed."""
+
+    def is_stopped(self) -> bool:
+        return False
 
     def describe_end(self) -> str:
         return "thread ended"

@@ -3,7 +3,8 @@
 Trainer to writer: `Configure` once, `Attach`/`Detach` for arenas (the descriptor travels with the
 frame), `Save` and `More` for the data of one save, `Drop` to withdraw it, `Close`.
 Writer to trainer: `Ready` or `Refused` once, then per save `Released` for each segment but the last,
-`Progress`, and exactly one of `Durable`, `Failed` or `Dropped`; `LogRecord` and `Pruned` at any time.
+`Progress`, and exactly one of `Durable`, `Failed` or `Dropped`; `LogRecord` and `Pruned` at any time, and
+`Alive` every few seconds while there is something to write.
 Every message about a save carries the ``save_id`` the trainer gave it.
 """
 
@@ -14,6 +15,7 @@ from typing import Any
 import msgspec
 
 __all__ = [
+    "Alive",
     "Attach",
     "Close",
     "Configure",
@@ -154,10 +156,14 @@ class Pruned(msgspec.Struct, frozen=True, tag="pruned"):
     reasons: list[str]
 
 
+class Alive(msgspec.Struct, frozen=True, tag="alive"):
+    """The writer's event loop runs, whatever the storage does."""
+
+
 class LogRecord(msgspec.Struct, frozen=True, tag="log"):
     level: int
     message: str
 
 
 ToWriter = Configure | Attach | Detach | Save | More | Drop | Close
-FromWriter = Ready | Refused | Released | Progress | Durable | Failed | Dropped | Pruned | LogRecord
+FromWriter = Ready | Refused | Released | Progress | Durable | Failed | Dropped | Pruned | Alive | LogRecord

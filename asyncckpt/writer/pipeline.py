@@ -82,7 +82,11 @@ class Pipeline:
         self._limiter = anyio.CapacityLimiter(threads)
 
     async def write(
-        self, save: Save, segments: AsyncIterator[Segment], on_progress: Callable[[int], Awaitable[None]]
+        self,
+        save: Save,
+        segments: AsyncIterator[Segment],
+        on_progress: Callable[[int], Awaitable[None]],
+        attempt: int = 0,
     ) -> WriteStats:
         """Write and commit *save*. When this returns, the step survives a power cut.
 
@@ -90,15 +94,29 @@ class Pipeline:
             save: identity and header fields.
             segments: the snapshot; ends after its last part.
             on_progress: called with the raw bytes written so far.
+            attempt: counts up when a write that failed is repeated.
 
         Raises:
             StorageError: nothing was committed; the partial step was removed.
             StepExistsError: another write committed this step first.
         """
         try:
-            step = await anyio.to_thread.run_sync(StepWriter.begin, self._store, save.step, save.nonce)
+            return await self._write(save, segments, on_progress, attempt)
         except StepExistsError:
+            # Ours all the same if a writer before this one was killed between the rename and its answer.
+            # An earlier attempt of this writer, though, failed, and what it left must not be acknowledged.
+            if attempt:
+                raise
             return await anyio.to_thread.run_sync(self._confirm_own_commit, save)
+
+    async def _write(
+        self,
+        save: Save,
+        segments: AsyncIterator[Segment],
+        on_progress: Callable[[int], Awaitable[None]],
+        attempt: int,
+    ) -> WriteStats:
+        step = await anyio.to_thread.run_sync(StepWriter.begin, self._store, save.step, save.nonce, attempt)
         try:
             written = _Written()
             async for segment in segments:
@@ -156,8 +174,7 @@ class Pipeline:
         return _header(save, written, [reference], stored_bytes)
 
     def _confirm_own_commit(self, save: Save) -> WriteStats:
-        # A writer that was killed between the rename and its answer left our step committed. It may be
-        # acknowledged only once the rename itself is durable.
+        # It may be acknowledged only once the rename itself is durable.
         header = CommittedStep(self._store, save.step).header
         if header.nonce != save.nonce:
             raise StepExistsError(

@@ -6,6 +6,7 @@ The same service runs in the writer process and, for ``Writer(kind="thread")``, 
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import select
@@ -26,6 +27,7 @@ from asyncckpt.stores import open_store
 from asyncckpt.stores.contract import Store
 from asyncckpt.writer.framing import FrameBuffer, receive_frames, send_frame
 from asyncckpt.writer.messages import (
+    Alive,
     Attach,
     Close,
     Configure,
@@ -44,13 +46,16 @@ from asyncckpt.writer.messages import (
     Released,
     Save,
     ToWriter,
+    WriteStats,
 )
 from asyncckpt.writer.pipeline import Pipeline, Segment
 from asyncckpt.writer.pruning import Pruner
+from asyncckpt.writer.retry import retry_delay
 
 __all__ = ["serve"]
 
 _PROGRESS_INTERVAL_S = 0.25
+_ALIVE_INTERVAL_S = 5.0
 _logger = logging.getLogger("asyncckpt.writer")
 
 _Part = Save | More
@@ -122,6 +127,7 @@ class _Service:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._receive)
             tasks.start_soon(self._watch_trainer)
+            tasks.start_soon(self._tell_alive)
             await self._write_all()
             tasks.cancel_scope.cancel()
 
@@ -147,6 +153,12 @@ class _Service:
         while select.select([self._sock], [], [], 0)[0] and not self._queue_in_closed:
             await anyio.lowlevel.checkpoint()
         self._end_of_input()
+
+    async def _tell_alive(self) -> None:
+        while True:
+            await anyio.sleep(_ALIVE_INTERVAL_S)
+            if self._pending:
+                await self._send(Alive())
 
     @property
     def _queue_in_closed(self) -> bool:
@@ -210,11 +222,10 @@ class _Service:
     async def _write_one(self, pending: _PendingSave) -> bool:
         save = pending.save
         try:
-            stats = await self._pipeline.write(save, self._segments(pending), self._progress_reporter(save.save_id))
+            stats = await self._write_with_retries(pending)
         except Exception as error:
-            cause = _first_cause(error)
-            _logger.debug("step %d failed", save.step, exc_info=cause)
-            await self._send(Failed(save.save_id, error_to_fields(cause)))
+            _logger.debug("step %d failed", save.step, exc_info=error)
+            await self._send(Failed(save.save_id, error_to_fields(error)))
             return False
         else:
             self._pruner.forget(save.step)
@@ -224,8 +235,31 @@ class _Service:
             self._pending.pop(save.save_id, None)
             pending.close()
 
+    async def _write_with_retries(self, pending: _PendingSave) -> WriteStats:
+        save = pending.save
+        report = self._progress_reporter(save.save_id)
+        first: BaseException | None = None
+        for attempt in itertools.count():
+            try:
+                return await self._pipeline.write(save, self._segments(pending), report, attempt)
+            except Exception as error:
+                cause = _first_cause(error)
+            # A streamed snapshot is gone with the segments that were reused.
+            delay_s = retry_delay(cause, attempt) if save.last else None
+            first = first or cause
+            if delay_s is None:
+                # What stood in the way first says more than what a repetition ran into.
+                raise first
+            await self._send(LogRecord(logging.WARNING, f"step {save.step}: {cause}; trying again in {delay_s} s"))
+            await anyio.sleep(delay_s)
+        raise AssertionError("unreachable")
+
     async def _segments(self, pending: _PendingSave) -> AsyncIterator[Segment]:
         save_id = pending.save.save_id
+        if pending.save.last:
+            # All of it is here, and stays here for further attempts.
+            yield Segment(pending.save.tensors, self._arenas[pending.save.arena_id].buffer, _nothing_to_release)
+            return
         last = False
         async for part in pending.receive:
             last = part.last
@@ -265,6 +299,10 @@ class _Service:
     async def _send(self, message: FromWriter) -> None:
         async with self._send_lock:
             await send_frame(self._sock, message)
+
+
+async def _nothing_to_release() -> None:
+    """The trainer learns from the save's end that its arena is free."""
 
 
 def _first_cause(error: BaseException) -> BaseException:

@@ -66,7 +66,7 @@ def test_receive_ends_quietly_when_the_peer_is_gone() -> None:
     theirs.sendall(encode_frame(Progress(1, 2)) + b"\x10\x00")
     theirs.close()
     channel = BlockingChannel(ours)
-    assert list(channel.receive()) == [Progress(1, 2)]
+    assert list(channel.receive(60)) == [Progress(1, 2)]
     channel.close()
 
 
@@ -75,6 +75,6 @@ def test_shutdown_wakes_a_receiver() -> None:
     channel = BlockingChannel(ours)
     channel.shutdown()
     channel.shutdown()
-    assert list(channel.receive()) == []
+    assert list(channel.receive(60)) == []
     channel.close()
     theirs.close()

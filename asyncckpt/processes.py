@@ -1,0 +1,16 @@
+"""What the kernel says about a process."""
+
+from __future__ import annotations
+
+__all__ = ["process_status"]
+
+
+def process_status(pid: int) -> tuple[str, int] | None:
+    """State letter and start time (clock ticks since boot) of a process, proc(5); None where unknown."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            # The second field is the command in parentheses and may itself hold spaces and parentheses.
+            fields = file.read().rpartition(b")")[2].split()
+        return fields[0].decode(), int(fields[19])
+    except (OSError, ValueError, IndexError):
+        return None
