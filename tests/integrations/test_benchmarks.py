@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -33,8 +32,6 @@ def run(name: str, tmp_path: Path, *arguments: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("peer", ["torch.save", "dcp.async_save thread", "torch_checkpointing", "asyncckpt fast"])
 def test_lost_time_measures_each_saver(tmp_path: Path, peer: str) -> None:
-    if peer == "torch_checkpointing" and importlib.util.find_spec(peer) is None:
-        pytest.skip(f"{peer} is not installed")
     results = run("lost_time.py", tmp_path, "--size=tiny", "--repetitions=1", "--alone-steps=5", "--peers", peer)
     (saver,) = results["savers"]
     assert saver["saver"] == peer
@@ -54,3 +51,14 @@ def test_round_trip_is_bit_for_bit_in_every_preset(tmp_path: Path) -> None:
     pytest.importorskip("tensorstore")
     results = run("roundtrip.py", tmp_path, "--size=tiny")
     assert [preset["preset"] for preset in results["presets"]] == ["fast", "small", "none"]
+
+
+@pytest.mark.parametrize("saver", ["torch.save", "dcp.save", "torch_checkpointing", "asyncckpt"])
+def test_faults_finds_what_each_saver_survives(tmp_path: Path, saver: str) -> None:
+    results = run("faults.py", tmp_path, "--kills=1", "--flips=3", "--cuts=0", "--savers", saver)["savers"][saver]
+    assert results["kill"]["kills"] == 1
+    assert results["kill"]["acknowledged_lost"] == 0
+    flip = results["flip"]
+    assert flip["detected"] + flip["harmless"] + flip["silently_wrong"] == flip["flips"] == 3
+    if saver == "asyncckpt":
+        assert results["kill"]["newest_torn"] == flip["silently_wrong"] == 0

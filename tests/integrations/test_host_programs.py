@@ -7,8 +7,6 @@ import sys
 import textwrap
 from pathlib import Path
 
-import pytest
-
 import asyncckpt as ac
 
 SAVE = """
@@ -58,7 +56,6 @@ def test_relative_root_and_later_chdir(tmp_path: Path) -> None:
 
 
 def test_notebook_kernel(tmp_path: Path) -> None:
-    pytest.importorskip("ipykernel", reason="needs the notebook extra of the development dependencies")
     from jupyter_client.manager import start_new_kernel
 
     manager, client = start_new_kernel(cwd=str(tmp_path))
