@@ -179,6 +179,10 @@ class Store(Protocol):
         """Remove the file *prefix*, or the directory and all below it, in no particular order.
 
         Idempotent: what is missing already is no error. Links are removed, never followed.
+
+        Raises:
+            InvalidOptionError: *prefix* is the root.
+            StorageError: something is still there.
         """
 
     def open_barrier(self, prefix: str) -> Barrier:

@@ -89,19 +89,24 @@ def remove_tree(path: str) -> None:
     except FileNotFoundError:
         return
     except (IsADirectoryError, PermissionError):  # Linux, and POSIX, for a directory
-        if not stat.S_ISDIR(os.lstat(path).st_mode):
-            raise
         with contextlib.suppress(FileNotFoundError):
-            _remove_directory(path)
+            if not stat.S_ISDIR(os.lstat(path).st_mode):
+                raise
+        _remove_directory(path)
 
 
 def _remove_directory(path: str) -> None:
-    with os.scandir(path) as scan:
-        items = list(scan)
+    # Whoever else deletes here may be ahead anywhere; that must not keep this deletion from going on elsewhere.
+    try:
+        with os.scandir(path) as scan:
+            items = list(scan)
+    except FileNotFoundError:
+        return
     for item in items:
         if item.is_dir(follow_symlinks=False):
             _remove_directory(item.path)
         else:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(item.path)
-    os.rmdir(path)
+    with contextlib.suppress(FileNotFoundError):
+        os.rmdir(path)

@@ -305,6 +305,26 @@ def test_syncfs_needs_a_kernel_that_reports_its_errors(
     assert choose_flush_mode(str(tmp_path)) == mode
 
 
+def test_a_directory_that_somebody_else_deletes_meanwhile_does_not_end_a_deletion(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.rmdir
+    raced: list[str] = []
+
+    def lose_the_race(path: str) -> None:
+        real(path)
+        if not raced:
+            raced.append(path)
+            real(path)
+
+    for key in ("tree/a/x", "tree/b/x", "tree/c"):
+        store.put(key, b"1")
+    monkeypatch.setattr(os, "rmdir", lose_the_race)
+    store.delete("tree")
+    assert len(raced) == 1
+    assert store.entries("") == []
+
+
 def test_syncfs_is_not_used_where_its_meaning_is_unknown() -> None:
     assert choose_flush_mode("/proc") == "each"
     assert choose_flush_mode("/no/such/directory") == "each"
