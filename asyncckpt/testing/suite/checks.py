@@ -12,7 +12,7 @@ from asyncckpt.errors import StorageError
 from asyncckpt.stores.contract import Store
 from asyncckpt.testing.raw import RawAccess, RawFiles
 
-__all__ = ["MiB", "pattern", "raw_files", "refused", "require"]
+__all__ = ["MiB", "difference", "pattern", "raw_files", "refused", "require"]
 
 MiB = 2**20
 
@@ -20,6 +20,16 @@ MiB = 2**20
 def pattern(size: int) -> bytes:
     """*size* bytes that show where they came from."""
     return (b"0123456789abcdef" * (size // 16 + 1))[:size]
+
+
+def difference(found: bytes | bytearray, expected: bytes) -> str | None:
+    """How they differ, in few words; pytest takes minutes to explain it for megabytes."""
+    if found == expected:
+        return None
+    if len(found) != len(expected):
+        return f"{len(found)} bytes instead of {len(expected)}"
+    first = next(at for at, (one, other) in enumerate(zip(found, expected, strict=True)) if one != other)
+    return f"another byte at {first}"
 
 
 @contextlib.contextmanager
