@@ -109,6 +109,7 @@ def _every_point(
 ) -> list[FaultPoint]:
     counted = FaultStore(make_store())
     action(counted)
+    counted.release()
     if not counted.calls:
         raise AssertionError("the action makes no call of the store")
     return [
