@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import re
 import shutil
@@ -13,7 +14,6 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -23,6 +23,7 @@ from asyncckpt.repository.commit import StepWriter
 from asyncckpt.repository.root import clean_partials, prepare_root
 from asyncckpt.stores import LocalStore
 from asyncckpt.stores.contract import Store
+from asyncckpt.testing import Fault, FaultPoint, FaultStore, SimulatedCrash, every_crash_point, every_error_point
 
 MiB = 2**20
 FILES = {"state/zarr.json": b"{}", "state/w/zarr.json": b"{w}", "state/w/c.0": bytes(2 * MiB)}
@@ -35,13 +36,17 @@ def store(tmp_path: Path) -> LocalStore:
 
 def write(store: Store, step: int = 500, nonce: str = "abc") -> StepWriter:
     writer = StepWriter.begin(store, step, nonce)
+    _write_files(writer)
+    return writer
+
+
+def _write_files(writer: StepWriter) -> None:
     for key, data in FILES.items():
         if len(data) >= MiB:
             with writer.create(key, len(data)) as sink:
                 sink.write(data)
         else:
             writer.put(key, data)
-    return writer
 
 
 def tree(path: Path) -> dict[str, bytes]:
@@ -88,9 +93,10 @@ def test_abort_after_a_commit_removes_nothing(store: LocalStore) -> None:
     assert steps(store) == ["step-00000500"]
 
 
-def test_abort_never_raises(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    writer = write(store)
-    monkeypatch.setattr(store, "delete", _failing(errno.EACCES))
+def test_abort_never_raises(store: LocalStore) -> None:
+    faulty = FaultStore(store)
+    writer = write(faulty)
+    faulty.inject(Fault("delete", error=errno.EACCES))
     writer.abort()
     assert partials(store) == ["step-00000500-abc"]
 
@@ -145,27 +151,20 @@ def test_an_aborted_file_does_not_prevent_the_commit(store: LocalStore) -> None:
 
 
 @pytest.mark.parametrize("fails", ["put", "create", "write", "close"])
-def test_a_failed_file_prevents_the_commit_even_if_nobody_looked(
-    store: LocalStore, monkeypatch: pytest.MonkeyPatch, fails: str
-) -> None:
-    writer = write(store)
+def test_a_failed_file_prevents_the_commit_even_if_nobody_looked(store: LocalStore, fails: str) -> None:
+    faulty = FaultStore(store)
+    writer = write(faulty)
     sink = writer.create("state/v/c.0")
-    inner = sink._sink  # type: ignore[attr-defined]
-    broken = {"put": store, "create": store}.get(fails)
-    with monkeypatch.context() as patch:
-        if broken is not None:
-            patch.setattr(broken, fails, _failing(errno.ENOSPC))
-        else:
-            patch.setattr(type(inner), fails, _failing(errno.ENOSPC))
-        calls: dict[str, Callable[[], object]] = {
-            "put": lambda: writer.put("x", b"1"),
-            "create": lambda: writer.create("x"),
-            "write": lambda: sink.write(b"1"),
-            "close": sink.close,
-        }
-        with pytest.raises(StorageError) as first:
-            calls[fails]()
-    sink.close()
+    faulty.inject(Fault(fails, error=errno.ENOSPC))
+    calls: dict[str, Callable[[], object]] = {
+        "put": lambda: writer.put("x", b"1"),
+        "create": lambda: writer.create("x"),
+        "write": lambda: sink.write(b"1"),
+        "close": sink.close,
+    }
+    with pytest.raises(StorageError) as first:
+        calls[fails]()
+    sink.abort()
     with pytest.raises(StorageError) as error:
         writer.commit(b"header")
     assert error.value is first.value
@@ -191,71 +190,49 @@ def test_put_and_create_work_from_many_threads(store: LocalStore) -> None:
     assert repr(writer) == "StepWriter(step=1, ended, open_sinks=0)"
 
 
-class Cut(BaseException):
-    """Stands for the process being killed."""
-
-
-class CutStore:
-    """Passes everything to *inner*, but fails before or after the n-th call that changes something."""
-
-    def __init__(self, inner: LocalStore, cut_at: int, error: BaseException, *, after: bool) -> None:
-        self._inner = inner
-        self._left = cut_at
-        self._error = error
-        self._after = after
-        self.calls: list[str] = []
-
-    def __getattr__(self, name: str) -> Any:
-        attribute = getattr(self._inner, name)
-        if name not in ("put", "create", "delete", "open_barrier", "sync_directory", "rename"):
-            return attribute
-
-        def call(*arguments: Any, **options: Any) -> Any:
-            self.calls.append(name)
-            self._left -= 1
-            if self._left == 0 and not self._after:
-                raise self._error
-            result = attribute(*arguments, **options)
-            if self._left == 0:
-                raise self._error
-            return result
-
-        return call
-
-
 def _save_as_the_writer_does(store: Store) -> None:
     writer = StepWriter.begin(store, 500, "abc")
     try:
-        for key, data in FILES.items():
-            writer.put(key, data)
+        _write_files(writer)
         writer.commit(b"header")
     except StorageError:
         writer.abort()
         raise
 
 
-def _num_calls(tmp_path: Path) -> int:
-    recorder = CutStore(prepare_root(tmp_path / "counted"), 0, Cut(), after=False)
-    _save_as_the_writer_does(recorder)  # type: ignore[arg-type]
-    return len(recorder.calls)
+def _whole_or_none(store: LocalStore, point: FaultPoint) -> None:
+    found = [tree(Path(store.root) / name) for name in steps(store)]
+    assert found in ([], [{**FILES, "zarr.json": b"header"}])
+    if point.raised is None:
+        assert found, "it was acknowledged"
+    # The next run starts by cleaning, and can save the step unless it is there.
+    clean_partials(store)
+    assert partials(store) == []
+    if not found:
+        write(store).commit(b"header")
 
 
-@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-@pytest.mark.parametrize("kind", ["error", "killed"])
-def test_a_failure_at_any_call_leaves_the_whole_step_or_none(tmp_path: Path, kind: str, after: bool) -> None:
-    for cut_at in range(1, _num_calls(tmp_path) + 1):
-        store = prepare_root(tmp_path / f"root-{cut_at}")
-        error = Cut() if kind == "killed" else StorageError("cut", errno=errno.EIO)
-        cut = CutStore(store, cut_at, error, after=after)
-        with pytest.raises(type(error)):
-            _save_as_the_writer_does(cut)  # type: ignore[arg-type]
-        found = [tree(Path(store.root) / name) for name in steps(store)]
-        assert found in ([], [{**FILES, "zarr.json": b"header"}]), cut.calls
-        # The next run starts by cleaning, and can save the step unless it is there.
-        clean_partials(store)
-        assert partials(store) == []
-        if not found:
-            write(store).commit(b"header")
+@pytest.fixture
+def make_store(tmp_path: Path) -> Callable[[], LocalStore]:
+    numbers = itertools.count()
+    return lambda: prepare_root(tmp_path / f"root-{next(numbers)}")
+
+
+def test_a_writer_killed_at_any_call_leaves_the_whole_step_or_none(make_store: Callable[[], LocalStore]) -> None:
+    points = every_crash_point(make_store, _save_as_the_writer_does, _whole_or_none)
+    assert all(isinstance(point.raised, SimulatedCrash) for point in points)
+    changes = {"put", "create", "write", "close", "delete", "open_barrier", "wait", "sync_directory", "rename"}
+    assert changes <= {point.call.name for point in points}
+
+
+@pytest.mark.parametrize("persistent", [False, True], ids=["once", "for good"])
+def test_an_error_at_any_call_leaves_the_whole_step_or_none(
+    make_store: Callable[[], LocalStore], persistent: bool
+) -> None:
+    points = every_error_point(make_store, _save_as_the_writer_does, _whole_or_none, persistent=persistent)
+    # Only releasing the barrier may fail unheard: everything is durable by then.
+    unheard = {point.call.name for point in points if point.raised is None}
+    assert unheard == {"close_barrier"}
 
 
 # What the system sees. The traced program saves one small step of two small files and a large one.
@@ -369,10 +346,3 @@ def test_any_failed_fsync_is_not_acknowledged_and_not_repeated(store: LocalStore
         assert sum(call.startswith("fsync") for call in calls) == failing
     calls, result = traced_save(store.root, flush, "-e", f"inject=fsync:error=EIO:when={num_fsyncs + 1}")
     assert result.stdout == "acknowledged\n"
-
-
-def _failing(code: int) -> Callable[..., Any]:
-    def fail(*_: object, **__: object) -> None:
-        raise StorageError(os.strerror(code), errno=code)
-
-    return fail
