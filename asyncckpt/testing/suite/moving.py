@@ -53,18 +53,18 @@ class MovingTests:
 
     def test_a_renamed_directory_appears_whole(self, store: Store) -> None:
         require(store, "rename")
-        names = [f"file-{number}" for number in range(10)]
-        for step in range(50):
+        names = [f"file-{number}" for number in range(8)]
+        for step in range(20):
             for name in names:
                 store.put(f"from-{step}/{name}", b"1")
 
         def move() -> None:
-            for step in range(50):
+            for step in range(20):
                 store.rename(f"from-{step}", f"to-{step}")
 
         with ThreadPoolExecutor(1) as pool:
             moving = pool.submit(move)
-            for step in range(50):
+            for step in range(20):
                 found: list[str] = []
                 while not found:
                     was_moved = moving.done()
