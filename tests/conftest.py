@@ -8,6 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# The same examples in every run, and no limit on the time of one: other programs share the machine.
+settings.register_profile("asyncckpt", derandomize=True, deadline=None, database=None)
+settings.load_profile("asyncckpt")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
