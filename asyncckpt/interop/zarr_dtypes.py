@@ -92,7 +92,10 @@ class _MlDtype(ZDType, HasItemSize):  # type: ignore[type-arg]
             TypeError: it is none of these.
         """
         if isinstance(data, str) and data.startswith("0x"):
-            bits = int(data, 16).to_bytes(self.item_size, "little")
+            try:
+                bits = int(data, 16).to_bytes(self.item_size, "little")
+            except (ValueError, OverflowError) as error:
+                raise TypeError(f"{data!r} is not a fill value of {self._zarr_v3_name}") from error
             return np.frombuffer(bits, dtype=np.dtype(self._scalar))[0]
         if isinstance(data, (int, float)) or data in ("NaN", "Infinity", "-Infinity"):
             return self._scalar(float(data))
