@@ -175,8 +175,8 @@ class Checkpointer:
         state = self._state if state is None else state
         if state is None:
             raise InvalidOptionError("there is nothing to save: give Checkpointer(state=...) or save(state=...)")
-        if isinstance(step, bool) or not isinstance(step, int) or step < 0:
-            raise InvalidOptionError(f"a step is a whole number from 0, not {step!r}", step=repr(step))
+        if isinstance(step, bool) or not isinstance(step, int) or not 0 <= step < 10**18:
+            raise InvalidOptionError(f"a step is a whole number from 0 to 18 digits, not {step!r}", step=repr(step))
         if step in self._steps:
             raise StepExistsError(
                 f"step {step} is already saved in {self._store.location('')}; delete it first or save another step",
