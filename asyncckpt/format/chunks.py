@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import google_crc32c
 from numcodecs import blosc, zstd
@@ -67,9 +67,9 @@ def _most_encoded(num_bytes: int) -> int:
     return num_bytes + num_bytes // 8 + 128
 
 
-class _Stage:
+class _Stage(Protocol):
     def encode(self, data: Buffer) -> Buffer:
-        raise NotImplementedError
+        """What is stored instead of *data*."""
 
     def decode(self, data: memoryview, out: memoryview | None, limit: int) -> memoryview:
         """Undo `encode`.
@@ -82,7 +82,6 @@ class _Stage:
         Raises:
             CorruptCheckpointError: *data* is damaged or would decode to more.
         """
-        raise NotImplementedError
 
 
 class _Blosc(_Stage):
