@@ -18,7 +18,7 @@ from datetime import datetime
 from pathlib import Path, PurePath
 from typing import Any
 
-from asyncckpt.errors import CorruptCheckpointError, UnsupportedStateError
+from asyncckpt.errors import CheckpointError, CorruptCheckpointError, UnsupportedStateError
 
 __all__ = ["MAX_DEPTH", "TAG", "Node", "below", "decode_value", "encode_value"]
 
@@ -35,18 +35,19 @@ EncodeLeaf = Callable[[Any, str], Node | None]
 DecodeLeaf = Callable[[dict[str, Any]], Any]
 
 
-def encode_value(value: Any, path: str, leaf: EncodeLeaf) -> Node:
+def encode_value(value: Any, path: str, leaf: EncodeLeaf, depth: int = 0) -> Node:
     """The node of *value*.
 
     Args:
         value: the value; types are matched exactly, subclasses go to *leaf*.
         path: where it is, for errors; ``/``-joined.
         leaf: makes nodes of the types this module does not know; None means it does not either.
+        depth: how many levels are above it already.
 
     Raises:
         UnsupportedStateError: no one can encode it, or it is nested deeper than `MAX_DEPTH`.
     """
-    return _Encoder(leaf).encode(value, path, 0)
+    return _Encoder(leaf).encode(value, path, depth)
 
 
 class _Encoder:
@@ -194,13 +195,13 @@ def decode_value(node: Node, leaf: DecodeLeaf) -> Any:
 
     Raises:
         CorruptCheckpointError: *node* is not a tree, or is nested too deep.
-        UnsupportedStateError: an enum class that is not imported in this process.
+        UnsupportedStateError: an enum class that is not imported in this process, or a member it lacks.
     """
     try:
         return _Decoder(leaf).decode(node, 0)
-    except UnsupportedStateError:  # also a TypeError; not damage, which a restore would fall back from
+    except CheckpointError:  # some are TypeErrors too; not damage, which a restore would fall back from
         raise
-    except (KeyError, TypeError, ValueError, AttributeError, binascii.Error, struct.error) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, binascii.Error, struct.error) as error:
         raise CorruptCheckpointError(f"the state tree is malformed: {type(error).__name__}: {error}") from error
 
 
@@ -245,9 +246,16 @@ def _decode_enum(node: dict[str, Any]) -> enum.Enum:
             f"the checkpoint holds a {module}.{path}, which is not an enum imported here; import {module} first",
             type=name,
         )
-    if "value" in node and issubclass(found, enum.Flag):
-        return found(_decode_int(node["value"]))
-    return found[node["name"]]
+    try:
+        if "value" in node and issubclass(found, enum.Flag):
+            return found(_decode_int(node["value"]))
+        return found[node["name"]]
+    except (KeyError, ValueError):
+        raise UnsupportedStateError(
+            f"the checkpoint holds {str(node.get('name', node.get('value')))[:100]!r} of "
+            f"{name.replace(':', '.')}, which has no such member now",
+            type=name,
+        ) from None
 
 
 def _decode_int(node: Node) -> int:
