@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from asyncckpt.state.fresh import owned_copy
+from asyncckpt.state.registry import codec_for
 from asyncckpt.state.tensors import copy_exact, plain_tensor
 
 __all__ = ["ModuleBackup", "TensorBackup", "copied"]
@@ -26,6 +27,11 @@ def copied(value: Any) -> Any:
     kind = type(value)
     if kind in (dict, OrderedDict):
         return kind((key, copied(part)) for key, part in value.items())
+    if kind in (defaultdict, Counter):
+        same = copy.copy(value)
+        for key, part in value.items():
+            same[key] = copied(part)
+        return same
     if kind in (list, tuple):
         return kind(map(copied, value))
     return copy.deepcopy(value)
@@ -36,13 +42,20 @@ class TensorBackup:
 
     def __init__(self, tensors: Iterable[torch.Tensor]) -> None:
         distinct = {id(tensor): tensor for tensor in tensors if _has_memory(tensor)}
+        wrappers = [tensor for tensor in distinct.values() if codec_for(type(tensor)) is not None]
+        for wrapper in wrappers:
+            del distinct[id(wrapper)]
         self._copies = [(tensor, owned_copy(plain_tensor(tensor, ""), _CPU)) for tensor in distinct.values()]
+        # Of a registered class only its own operators know where the values are.
+        self._wrappers = [(tensor, tensor.detach().clone()) for tensor in wrappers]
 
     @torch.no_grad()
     def restore(self) -> None:
         """Write the contents back."""
         for tensor, contents in self._copies:
             copy_exact(tensor, contents)
+        for tensor, contents in self._wrappers:
+            tensor.copy_(contents)
 
 
 def _has_memory(tensor: torch.Tensor) -> bool:
@@ -81,7 +94,7 @@ class ModuleBackup:
             part._buffers.clear()
             part._buffers.update(buffers)
         for tensor, kind, data in self._lazy:
-            tensor.data, tensor.__class__ = data, kind  # type: ignore[assignment]
+            tensor.data, tensor.__class__ = data, kind
         self._contents.restore()
         for part, state in self._extra:
             part.set_extra_state(state)

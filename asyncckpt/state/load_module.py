@@ -16,8 +16,9 @@ from asyncckpt.state.fresh import Fresh
 from asyncckpt.state.loader import Copies, copy_all
 from asyncckpt.state.modules import ModuleState
 from asyncckpt.state.problems import Problems, why_tensor_differs
+from asyncckpt.state.registry import codec_for
 from asyncckpt.state.selection import Selection
-from asyncckpt.state.stored import StoredTensor, array_keys
+from asyncckpt.state.stored import StoredCustom, StoredTensor, array_keys
 from asyncckpt.state.tensors import wrap_like
 from asyncckpt.state.torch_types import is_bytes_only
 
@@ -37,7 +38,9 @@ def compare_module(
             problems.missing(f"{path}/{name}")
             continue
         value = stored[name]
-        why = why_tensor_differs(live, value) if isinstance(live, torch.Tensor) else None
+        # A registered class has to cope with what its own codec made: ``copy_`` decides.
+        is_plain = isinstance(live, torch.Tensor) and not (type(value) is StoredCustom and codec_for(type(live)))
+        why = why_tensor_differs(live, value) if is_plain else None
         if why is None:
             entries[key] = value
         else:
@@ -69,7 +72,9 @@ def runs_own_code(module: nn.Module, live: Mapping[str, Any]) -> bool:
 
 
 def _is_odd(tensor: torch.Tensor) -> bool:
-    return is_lazy(tensor) or tensor.is_inference() or is_bytes_only(tensor.dtype)
+    return (
+        is_lazy(tensor) or codec_for(type(tensor)) is not None or tensor.is_inference() or is_bytes_only(tensor.dtype)
+    )
 
 
 def _has_own_code(part: nn.Module) -> bool:

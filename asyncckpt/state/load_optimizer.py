@@ -13,7 +13,7 @@ from asyncckpt.state.fresh import Fresh, owned_copy
 from asyncckpt.state.loader import Copies, copy_all
 from asyncckpt.state.match_optimizer import OptimizerMatch
 from asyncckpt.state.optimizer import OptimizerView, StoredOptimizer
-from asyncckpt.state.stored import StoredTensor, array_keys
+from asyncckpt.state.stored import StoredCustom, StoredTensor, array_keys
 from asyncckpt.state.tensors import is_single_rank_dtensor, local_part, wrap_like
 from asyncckpt.state.torch_types import torch_name
 
@@ -110,7 +110,8 @@ class OptimizerLoader:
         if type(stored) is dict:
             olds = old if isinstance(old, dict) else {}
             return {key: self._give(part, olds.get(key), parameter) for key, part in stored.items()}
-        return self._fresh.value(stored)
+        # Torch would cast what may be a tensor to its codec; `_settle` puts the value there.
+        return None if type(stored) is StoredCustom else self._fresh.value(stored)
 
     def _wrapped(self, value: Any, old: Any, parameter: torch.Tensor) -> Any:
         if not isinstance(value, torch.Tensor):
@@ -170,7 +171,9 @@ class OptimizerLoader:
         if type(stored) is dict and isinstance(loaded, dict):
             self._settle_entries(stored, loaded, old if isinstance(old, dict) else {})
             return loaded
-        # Torch takes texts for lists of values, and Counters for dicts.
+        if type(stored) is StoredCustom:
+            return self._fresh.value(stored) if self._is_pure else loaded
+        # Torch takes texts for lists of values.
         if isinstance(loaded, torch.Tensor) or not (self._is_pure or type(stored) in (str, bytes)):
             return loaded
         return self._fresh.value(stored)

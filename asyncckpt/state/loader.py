@@ -74,10 +74,9 @@ class ObjectLoader:
     def prepare(self, fresh: Fresh) -> None:
         try:
             live = self._target.state_dict()
-        except Exception:  # an object that was never used may have no state to give, and none to go back to
-            live = None
-        else:
             self._before, self._has_before = copied(live), True
+        except Exception:  # an object that was never used may have no state to give; `undo` says so if it matters
+            live = None
         self._value = fresh.value(self._stored, live)
 
     def load(self) -> None:

@@ -13,12 +13,12 @@ from torch.nn.parameter import is_lazy
 
 from asyncckpt.errors import InvalidOptionError
 from asyncckpt.state.arrays import Array
+from asyncckpt.state.live import find_modules, holds_objects
 from asyncckpt.state.load_module import ModuleLoader, compare_module, runs_own_code, would_be_cast
 from asyncckpt.state.load_optimizer import OptimizerLoader
 from asyncckpt.state.loader import GENERATORS, OBJECTS, Loader, ObjectLoader
 from asyncckpt.state.match_optimizer import match_optimizer
 from asyncckpt.state.merge import REFILLABLE, Keep, MergedDict, MergedList, MergedTuple, Part, Refill, Take
-from asyncckpt.state.live import find_modules, holds_objects
 from asyncckpt.state.modules import ModuleState, canonical_names, read_module
 from asyncckpt.state.optimizer import OptimizerView, StoredOptimizer, view_optimizer
 from asyncckpt.state.param_names import ParameterNames
