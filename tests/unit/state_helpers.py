@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import struct
 from collections import deque
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -119,13 +120,12 @@ def _sorted(group: dict[str, Any]) -> Any:
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 2, width: int = 4) -> None:
     """A few steps on random data from torch's global generator."""
     for _ in range(steps):
-        dtype = next(model.parameters()).dtype
+        data = torch.randn(3, width, dtype=next(model.parameters()).dtype)
+        optimizer.step(partial(_loss, model, optimizer, data))
 
-        def closure() -> torch.Tensor:
-            optimizer.zero_grad()
-            loss: torch.Tensor = model(data).float().square().mean()
-            loss.backward()
-            return loss
 
-        data = torch.randn(3, width, dtype=dtype)
-        optimizer.step(closure)
+def _loss(model: nn.Module, optimizer: torch.optim.Optimizer, data: torch.Tensor) -> torch.Tensor:
+    optimizer.zero_grad()
+    loss: torch.Tensor = model(data).float().square().mean()
+    loss.backward()
+    return loss

@@ -406,7 +406,7 @@ def test_a_lazy_module_that_never_ran_is_refused() -> None:
 
 @pytest.mark.usefixtures("_lazy")
 def test_a_lazy_module_of_another_type_does_not_fit() -> None:
-    with pytest.raises(StateMismatchError, match="model/weight .* float64"):
+    with pytest.raises(StateMismatchError, match=r"model/weight .* float64"):
         plan_apply({"model": nn.LazyLinear(2, dtype=torch.float64)}, save({"model": nn.Linear(3, 2)})[0])
 
 
@@ -482,7 +482,7 @@ def test_names_that_unwrapping_would_make_equal_are_left_alone() -> None:
 
 def test_a_module_that_is_only_called_like_a_wrapper_keeps_its_name() -> None:
     source = nn.ModuleDict({"module": nn.Linear(1, 1), "_orig_mod": nn.Linear(1, 1)})
-    assert list(build_state(*save({"model": source}))["model"])[0] == "module.weight"
+    assert next(iter(build_state(*save({"model": source}))["model"])) == "module.weight"
 
 
 # -- what does not fit ---------------------------------------------------------------------------
@@ -554,7 +554,7 @@ def test_weights_are_never_rounded_to_another_type(hooked: bool) -> None:
 
 def test_more_than_ten_differences_are_counted_not_printed() -> None:
     live = nn.ModuleList(nn.Linear(1, 1) for _ in range(12))
-    with pytest.raises(StateMismatchError, match="24 missing .* and 14 more") as raised:
+    with pytest.raises(StateMismatchError, match=r"24 missing .* and 14 more") as raised:
         plan_apply({"model": live}, save({"model": nn.ModuleList()})[0])
     assert len(raised.value.fields["missing"]) == 24
 

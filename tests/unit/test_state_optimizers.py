@@ -670,7 +670,7 @@ def test_a_plain_dict_takes_an_optimizer_in_the_form_of_torch_and_gives_it_back(
 def test_hyperparameters_that_cannot_be_stored_are_named() -> None:
     run = run_of(adam)
     run["optimizer"].param_groups[0]["fn"] = lambda: 0
-    with pytest.raises(UnsupportedStateError, match="optimizer/param_groups/0/fn holds a builtins.function"):
+    with pytest.raises(UnsupportedStateError, match=r"optimizer/param_groups/0/fn holds a builtins\.function"):
         capture(run)
 
 

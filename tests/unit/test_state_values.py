@@ -30,7 +30,7 @@ from asyncckpt.state.capture import capture
 
 class Color(enum.Enum):
     RED = "red"
-    CRIMSON = "red"
+    CRIMSON = RED
     BLUE = (0, 0, 255)
 
 
@@ -260,7 +260,8 @@ def test_restoring_into_another_state_gives_the_saved_one_or_changes_nothing(
         restore(live, save(state))
     except ac.StateMismatchError as error:
         assert fingerprint(live) == before
-        assert error.fields["missing"] or error.fields["unexpected"] or error.fields["mismatched"]
+        if not any(error.fields.values()):
+            raise
         return
     for name, value in state.items():
         assert same_but_for_extra_entries(live[name], value)
@@ -269,9 +270,8 @@ def test_restoring_into_another_state_gives_the_saved_one_or_changes_nothing(
 def same_but_for_extra_entries(live: Any, saved: Any) -> bool:
     """A live dict takes every saved entry, keeps its own type and order, and nothing the checkpoint lacks is left."""
     if isinstance(saved, dict) and isinstance(live, dict) and not isinstance(saved, Counter):
-        by_key = {key: value for key, value in live.items()}
         return len(live) == len(saved) and all(
-            key in by_key and same_but_for_extra_entries(by_key[key], value) for key, value in saved.items()
+            key in live and same_but_for_extra_entries(live[key], value) for key, value in saved.items()
         )
     if isinstance(saved, list | tuple) and isinstance(live, list | tuple):
         return len(live) == len(saved) and all(map(same_but_for_extra_entries, live, saved))
@@ -288,7 +288,7 @@ class Record:
     x: int = 0
 
 
-Point = namedtuple("Point", "x y")  # noqa: PYI024
+Point = namedtuple("Point", "x y")
 
 
 def a_function() -> None: ...
@@ -416,7 +416,7 @@ def test_a_container_in_itself_is_refused(make: Callable[[], Any]) -> None:
 
 
 def test_an_object_inside_the_state_of_an_object_is_refused() -> None:
-    with pytest.raises(UnsupportedStateError, match="run/again is a .*Ouroboros inside the state of another object"):
+    with pytest.raises(UnsupportedStateError, match=r"run/again is a .*Ouroboros inside the state of another object"):
         capture({"run": Ouroboros()})
 
 
@@ -462,7 +462,8 @@ def test_whatever_is_taken_at_the_limit_of_depth_can_be_read_again(wrap: str, in
         try:
             saved = save(state)
         except UnsupportedStateError as error:
-            assert "levels deep" in str(error)
+            if "levels deep" not in str(error):
+                raise
             continue
         num_taken += 1
         assert fingerprint(build_state(*saved)) == fingerprint(state)
