@@ -56,7 +56,7 @@ class _Encoder:
 
     def encode(self, value: Any, path: str, depth: int) -> Node:
         if depth > MAX_DEPTH:
-            raise UnsupportedStateError(f"{path[:200]} is nested more than {MAX_DEPTH} levels deep", key=path[:200])
+            raise _too_deep(path)
         kind = type(value)
         if value is None or kind is bool:
             return value
@@ -100,21 +100,26 @@ class _Encoder:
 
     def _items(self, value: dict[Any, Any], path: str, depth: int) -> list[Node]:
         return [
-            [self._key(key, path, depth + 1), self.encode(item, below(path, key), depth + 1)]
+            [self._key(key, path, depth), self.encode(item, below(path, key), depth + 1)]
             for key, item in value.items()
         ]
 
     def _key(self, key: Any, path: str, depth: int) -> Node:
         if key is None or type(key) in (str, bool, int, float):
-            return self.encode(key, path, 0)
-        if type(key) is tuple and depth <= MAX_DEPTH:
+            return self.encode(key, path, depth)
+        if type(key) is tuple:
+            if depth > MAX_DEPTH:  # an empty tuple at the bottom would escape the check in `encode`
+                raise _too_deep(path)
             return {TAG: "tuple", "items": [self._key(item, path, depth + 1) for item in key]}
         raise UnsupportedStateError(
-            f"{path} has a {type(key).__qualname__} as key; keys are str, int, float, bool, None or (not too "
-            "deeply nested) tuples of them",
+            f"{path} has a {type(key).__qualname__} as key; keys are str, int, float, bool, None or tuples of them",
             key=path,
             type=type(key).__qualname__,
         )
+
+
+def _too_deep(path: str) -> UnsupportedStateError:
+    return UnsupportedStateError(f"{path[:200]} is nested more than {MAX_DEPTH} levels deep", key=path[:200])
 
 
 def below(path: str, key: Any) -> str:
@@ -246,14 +251,13 @@ def _decode_enum(node: dict[str, Any]) -> enum.Enum:
             f"the checkpoint holds a {module}.{path}, which is not an enum imported here; import {module} first",
             type=name,
         )
+    is_flag = "value" in node and issubclass(found, enum.Flag)
+    member = _decode_int(node["value"]) if is_flag else node["name"]
     try:
-        if "value" in node and issubclass(found, enum.Flag):
-            return found(_decode_int(node["value"]))
-        return found[node["name"]]
+        return found(member) if is_flag else found[member]
     except (KeyError, ValueError):
         raise UnsupportedStateError(
-            f"the checkpoint holds {str(node.get('name', node.get('value')))[:100]!r} of "
-            f"{name.replace(':', '.')}, which has no such member now",
+            f"the checkpoint holds {str(member)[:100]!r} of {name.replace(':', '.')}, which has no such member now",
             type=name,
         ) from None
 
