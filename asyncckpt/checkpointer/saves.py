@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from asyncckpt.checkpointer.ticket import SaveFacts, SaveTicket
-from asyncckpt.errors import CheckpointError, UsageError
+from asyncckpt.errors import CheckpointError, UsageError, WriterError
 from asyncckpt.format.header import FORMAT
 from asyncckpt.format.tree import encode_value
 from asyncckpt.future import SaveFuture, SavePromise
@@ -165,6 +165,10 @@ class SaveCoordinator:
             self._submit(ticket, tree, segment, last=True)
         except CheckpointError as error:
             ticket.on_failed(error)
+        except Exception as error:
+            # Nobody else would tell the future: without this, who waits for it waits for ever.
+            _logger.exception("step %d could not be handed to the writer", ticket.facts.step)
+            ticket.on_failed(WriterError(f"step {ticket.facts.step} could not be handed to the writer: {error!r}"))
         else:
             self._note_staged(ticket)
 
@@ -305,10 +309,7 @@ class SaveCoordinator:
 
     def _run_hand_overs(self) -> None:
         while (hand_over := self._hand_overs.get()) is not None:
-            try:
-                hand_over()
-            except Exception:
-                _logger.exception("a staged snapshot could not be handed to the writer")
+            hand_over()
 
     def close(self, timeout: float | None) -> bool:
         """Let the writer finish and free the staging memory; whether that worked within *timeout*."""

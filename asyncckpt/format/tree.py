@@ -100,8 +100,7 @@ class _Encoder:
 
     def _items(self, value: dict[Any, Any], path: str, depth: int) -> list[Node]:
         return [
-            [self._key(key, path, depth), self.encode(item, below(path, key), depth + 1)]
-            for key, item in value.items()
+            [self._key(key, path, depth), self.encode(item, below(path, key), depth + 1)] for key, item in value.items()
         ]
 
     def _key(self, key: Any, path: str, depth: int) -> Node:
@@ -252,7 +251,7 @@ def _decode_enum(node: dict[str, Any]) -> enum.Enum:
             type=name,
         )
     is_flag = "value" in node and issubclass(found, enum.Flag)
-    member = _decode_int(node["value"]) if is_flag else node["name"]
+    member: Any = _decode_int(node["value"]) if is_flag else node["name"]
     try:
         return found(member) if is_flag else found[member]
     except (KeyError, ValueError):

@@ -253,3 +253,14 @@ def break_partial_directory(root: Path) -> None:
     partial = root / ".asyncckpt" / "partial"
     partial.rmdir()
     partial.write_text("")
+
+
+def test_a_snapshot_that_cannot_be_handed_over_fails_its_future(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ac.Checkpointer(tmp_path, {"w": torch.ones(3)}) as ckpt:
+        with monkeypatch.context() as patch:
+            patch.setattr(ckpt._saves, "_submit", lambda *_, **__: 1 / 0)
+            with pytest.raises(ac.WriterError, match="ZeroDivisionError"):
+                ckpt.save(1).result(timeout=60)
+        ckpt.save(1).result(timeout=60)
