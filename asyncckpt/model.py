@@ -38,6 +38,7 @@ class SaveStats:
         durable_s: from ``save()`` until the checkpoint was durable.
         raw_bytes: bytes of all tensors, shared ones counted once.
         stored_bytes: bytes of all files of the step.
+        linked_bytes: those of ``stored_bytes`` that were not written but are shared with the previous step.
     """
 
     blocked_s: float = 0.0
@@ -48,6 +49,7 @@ class SaveStats:
     durable_s: float = 0.0
     raw_bytes: int = 0
     stored_bytes: int = 0
+    linked_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,6 +71,9 @@ class Writer:
         lock_timeout_s: how long to wait for a writer of a dead run that still holds the root.
         on_error: ``"raise"``: `Checkpointer.step` and `Checkpointer.save` raise the error of an earlier
             save that failed and that nobody looked at; ``"warn"``: they warn.
+        incremental: link files that did not change since the previous step instead of writing them again,
+            where the file system has hard links. Every step stays complete, but steps then share the
+            files, and damage to a shared one damages all of them.
     """
 
     kind: WriterKind = "process"
@@ -80,6 +83,7 @@ class Writer:
     stall_timeout_s: float | None = 600.0
     lock_timeout_s: float = 60.0
     on_error: Literal["raise", "warn"] = "raise"
+    incremental: bool = True
 
     def __post_init__(self) -> None:
         _require_choice("Writer.kind", self.kind, ("process", "thread"))
@@ -89,3 +93,4 @@ class Writer:
         _require(self.restarts >= 0, "Writer.restarts must not be negative")
         _require(self.stall_timeout_s is None or self.stall_timeout_s > 0, "Writer.stall_timeout_s must be positive")
         _require(self.lock_timeout_s >= 0, "Writer.lock_timeout_s must not be negative")
+        _require(isinstance(self.incremental, bool), f"Writer.incremental must be a bool, not {self.incremental!r}")

@@ -133,6 +133,7 @@ class Checkpointer:
             threads=options.threads or _default_threads(),
             log_level=_logger.getEffectiveLevel(),
             keep=msgspec.Raw(msgspec.json.encode(self._keep)),
+            incremental=options.incremental,
         )
         client = WriterClient(configure, start, options.restarts, options.stall_timeout_s, self._note_pruned)
         return SaveCoordinator(client, staging, shared=in_process, on_end=self._note_end)

@@ -103,6 +103,7 @@ class SaveTicket:
             durable_s=time.perf_counter() - self.facts.started,
             raw_bytes=stats.raw_bytes,
             stored_bytes=stats.stored_bytes,
+            linked_bytes=stats.linked_bytes,
         )
         self._on_end(self, "durable")
         self.promise.set_result(self.facts.info(stats, self._format_version))

@@ -27,17 +27,15 @@ _MISSING = 2**64 - 1
 
 @dataclass(frozen=True, slots=True)
 class FileDigest:
-    """What a file was made of.
+    """What an encoded file came to.
 
     Attributes:
         stored_bytes: its size.
         stored: XXH3-128 of its bytes, 32 hex digits.
-        raw: XXH3-128 of the raw bytes it holds, without padding.
     """
 
     stored_bytes: int
     stored: str
-    raw: str
 
 
 @lru_cache(maxsize=1024)
@@ -76,7 +74,7 @@ def encode_file(layout: ArrayLayout, part: FilePart, raw: memoryview, sink: Call
         stored.update(encoded)
         sink(encoded)
         size += len(encoded)
-    return FileDigest(size, stored.hexdigest(), xxhash.xxh3_128_hexdigest(raw[part.start : part.stop]))
+    return FileDigest(size, stored.hexdigest())
 
 
 def _padded(chunk: memoryview, chunk_bytes: int) -> memoryview:

@@ -35,12 +35,16 @@ __all__ = ["StepWriter"]
 
 _logger = logging.getLogger("asyncckpt.repository")
 _OCCUPIED = (errno.EEXIST, errno.ENOTEMPTY)
+# The file has too many names, the file system has no links or protects this file, or it was just deleted.
+_NOT_LINKABLE = (
+    errno.EMLINK, errno.EXDEV, errno.EPERM, errno.ENOENT, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS,
+)  # fmt: skip
 
 
 class StepWriter:
-    """Writes one step. `begin`, then `put` and `create` from any thread, then `commit` or `abort`.
+    """Writes one step. `begin`, then `put`, `create` and `link` from any thread, then `commit` or `abort`.
 
-    `commit` succeeds only when every `put` and every sink succeeded: the first failure is kept and
+    `commit` succeeds only when every `put`, `link` and sink succeeded: the first failure is kept and
     raised again by `commit`, because a file that failed once must not be trusted whatever happens later.
 
     State: ``_open_sinks``, ``_error`` and ``_is_open`` are guarded by ``_lock``; the rest never changes.
@@ -119,6 +123,33 @@ class StepWriter:
         with self._lock:
             self._open_sinks.add(sink)
         return sink
+
+    def link(self, source: str, key: str) -> bool:
+        """Give a file of a committed step the further name *key* (relative to this step).
+
+        Its contents are durable since that step was committed; the new name becomes durable with this step.
+        `abort` removes the name, never the file.
+
+        Args:
+            source: the file, relative to the root. It must belong to a committed step.
+            key: its name in this step.
+
+        Returns:
+            Whether that was possible; if not, the file must be written.
+
+        Raises:
+            StorageError: the name cannot be created; the step can only be aborted.
+            ClosedError: the step was committed or aborted.
+        """
+        self._require_open()
+        try:
+            self._store.link(source, f"{self._prefix}/{key}")
+        except StorageError as error:
+            if error.errno in _NOT_LINKABLE:
+                return False
+            self._note(error)
+            raise
+        return True
 
     def commit(self, header_file: bytes) -> None:
         """Make the step durable and visible; see the module for the order.

@@ -1,4 +1,4 @@
-"""Runs one job: compress each file of it straight out of the arena and into the step."""
+"""Runs one job: compress each file of it straight out of the arena and into the step, or link it when unchanged."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 import xxhash
 
-from asyncckpt.format.files import encode_file
+from asyncckpt.format.files import FileDigest, encode_file
 from asyncckpt.format.index import FileRecord
 from asyncckpt.format.metadata import encode_array_metadata
 from asyncckpt.repository.commit import StepWriter
 from asyncckpt.writer.jobs import FileTask, Job, tensor_bytes
+from asyncckpt.writer.previous import PreviousStep
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -26,10 +27,11 @@ _SMALL_FILE_BYTES = 1 * 2**20
 
 @dataclass(slots=True)
 class JobResult:
-    """What a job wrote, and the thread-seconds it took."""
+    """What a job wrote or linked, and the thread-seconds it took."""
 
     records: list[FileRecord]
     raw_bytes: int = 0
+    linked_bytes: int = 0
     encode_s: float = 0.0
     write_s: float = 0.0
 
@@ -49,54 +51,64 @@ class _TimedSink:
         self.seconds += time.perf_counter() - started
 
 
-def run_job(job: Job, arena: memoryview, step: StepWriter) -> JobResult:
-    """Encode and write every file of *job*. Runs in a worker thread.
+def run_job(job: Job, arena: memoryview, step: StepWriter, previous: PreviousStep) -> JobResult:
+    """Encode and write, or link, every file of *job*. Runs in a worker thread.
 
     Args:
         job: files whose tensors lie in *arena*.
         arena: the staged bytes.
         step: where the files go.
+        previous: where unchanged files come from.
 
     Raises:
         StorageError: a write failed; the save is lost.
     """
     result = JobResult([])
     for task in job:
-        _write_file(task, arena, step, result)
+        _write_file(task, arena, step, previous, result)
     return result
 
 
-def _write_file(task: FileTask, arena: memoryview, step: StepWriter, result: JobResult) -> None:
+def _write_file(task: FileTask, arena: memoryview, step: StepWriter, previous: PreviousStep, result: JobResult) -> None:
     started = time.perf_counter()
     write_s = 0.0
     spec = task.spec
+    attributes = {} if spec.torch_dtype is None else {"asyncckpt": {"torch_dtype": spec.torch_dtype}}
+    metadata = encode_array_metadata(task.layout, attributes)
     if task.is_first:
-        attributes = {} if spec.torch_dtype is None else {"asyncckpt": {"torch_dtype": spec.torch_dtype}}
-        metadata = encode_array_metadata(task.layout, attributes)
         before = time.perf_counter()
         result.records.append(put_recorded(step, f"{spec.key}/zarr.json", metadata))
         write_s += time.perf_counter() - before
     raw = arena[spec.offset : spec.offset + tensor_bytes(spec)]
-    key = f"{spec.key}/{task.part.key}"
-    record, seconds = (_stream_file if task.num_bytes > _SMALL_FILE_BYTES else _put_file)(task, raw, key, step)
+    raw_digest = xxhash.xxh3_128_hexdigest(raw[task.part.start : task.part.stop])
+    before = time.perf_counter()
+    record = previous.link(step, spec.key, task.part.key, raw_digest, metadata)
+    write_s += time.perf_counter() - before
+    if record is not None:
+        result.linked_bytes += record.bytes
+    else:
+        write = _stream_file if task.num_bytes > _SMALL_FILE_BYTES else _put_file
+        digest, seconds = write(task, raw, step)
+        record = FileRecord(task.key, digest.stored_bytes, digest.stored, raw_digest)
+        write_s += seconds
     result.records.append(record)
     result.raw_bytes += task.num_bytes
-    result.write_s += write_s + seconds
-    result.encode_s += time.perf_counter() - started - write_s - seconds
+    result.write_s += write_s
+    result.encode_s += time.perf_counter() - started - write_s
 
 
-def _put_file(task: FileTask, raw: memoryview, key: str, step: StepWriter) -> tuple[FileRecord, float]:
+def _put_file(task: FileTask, raw: memoryview, step: StepWriter) -> tuple[FileDigest, float]:
     pieces: list[Buffer] = []
     digest = encode_file(task.layout, task.part, raw, pieces.append)
     data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
     before = time.perf_counter()
-    step.put(key, data)
-    return FileRecord(key, digest.stored_bytes, digest.stored, digest.raw), time.perf_counter() - before
+    step.put(task.key, data)
+    return digest, time.perf_counter() - before
 
 
-def _stream_file(task: FileTask, raw: memoryview, key: str, step: StepWriter) -> tuple[FileRecord, float]:
+def _stream_file(task: FileTask, raw: memoryview, step: StepWriter) -> tuple[FileDigest, float]:
     before = time.perf_counter()
-    file = step.create(key, task.num_bytes)
+    file = step.create(task.key, task.num_bytes)
     sink = _TimedSink(file.write)
     sink.seconds = time.perf_counter() - before
     try:
@@ -107,7 +119,7 @@ def _stream_file(task: FileTask, raw: memoryview, key: str, step: StepWriter) ->
     except BaseException:
         file.abort()
         raise
-    return FileRecord(key, digest.stored_bytes, digest.stored, digest.raw), sink.seconds
+    return digest, sink.seconds
 
 
 def put_recorded(step: StepWriter, key: str, data: bytes) -> FileRecord:

@@ -47,6 +47,7 @@ class Configure(msgspec.Struct, frozen=True, tag="configure"):
     threads: int
     log_level: int
     keep: msgspec.Raw
+    incremental: bool = True
 
 
 class Attach(msgspec.Struct, frozen=True, tag="attach"):
@@ -130,6 +131,7 @@ class WriteStats(msgspec.Struct, frozen=True):
     raw_bytes: int
     stored_bytes: int
     num_arrays: int
+    linked_bytes: int = 0
 
 
 class Durable(msgspec.Struct, frozen=True, tag="durable"):

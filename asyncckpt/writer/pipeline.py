@@ -28,6 +28,7 @@ from asyncckpt.stores.contract import Store
 from asyncckpt.writer.encode import JobResult, put_recorded, run_job
 from asyncckpt.writer.jobs import Job, plan_jobs, tensor_bytes
 from asyncckpt.writer.messages import Save, WriteStats
+from asyncckpt.writer.previous import PreviousStep
 
 __all__ = ["Pipeline", "Segment"]
 
@@ -52,12 +53,14 @@ class _Written:
     inline: dict[str, InlineTensor] = field(default_factory=dict)
     num_arrays: int = 0
     raw_bytes: int = 0
+    linked_bytes: int = 0
     encode_s: float = 0.0
     write_s: float = 0.0
 
     def add(self, result: JobResult) -> None:
         self.records.extend(result.records)
         self.raw_bytes += result.raw_bytes
+        self.linked_bytes += result.linked_bytes
         self.encode_s += result.encode_s
         self.write_s += result.write_s
 
@@ -73,13 +76,15 @@ class Pipeline:
         store: the checkpoint root.
         compression: preset or codec list for every array.
         threads: encode threads; each writes what it encoded.
+        incremental: link what did not change since the previous step, where the store can.
     """
 
-    def __init__(self, store: Store, compression: Compression, threads: int) -> None:
+    def __init__(self, store: Store, compression: Compression, threads: int, *, incremental: bool = True) -> None:
         self._store = store
         self._compression = compression
         self._threads = threads
         self._limiter = anyio.CapacityLimiter(threads)
+        self._previous = PreviousStep(store, incremental=incremental)
 
     async def write(
         self,
@@ -119,6 +124,7 @@ class Pipeline:
         step = await anyio.to_thread.run_sync(StepWriter.begin, self._store, save.step, save.nonce, attempt)
         try:
             written = _Written()
+            await anyio.to_thread.run_sync(self._previous.begin)
             async for segment in segments:
                 await self._write_segment(segment, step, written, on_progress)
                 await segment.release()
@@ -129,6 +135,7 @@ class Pipeline:
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(step.abort)
             raise
+        self._previous.remember(save.step, save.nonce, written.records)
         return WriteStats(
             encode_s=written.encode_s,
             write_s=written.write_s,
@@ -136,6 +143,7 @@ class Pipeline:
             raw_bytes=written.raw_bytes,
             stored_bytes=header.stored_bytes,
             num_arrays=written.num_arrays,
+            linked_bytes=written.linked_bytes,
         )
 
     async def _write_segment(
@@ -151,7 +159,9 @@ class Pipeline:
         async def work(jobs: ObjectReceiveStream[Job]) -> None:
             async with jobs:
                 async for job in jobs:
-                    result = await anyio.to_thread.run_sync(run_job, job, segment.buffer, step, limiter=self._limiter)
+                    result = await anyio.to_thread.run_sync(
+                        run_job, job, segment.buffer, step, self._previous, limiter=self._limiter
+                    )
                     written.add(result)
                     await on_progress(written.raw_bytes)
 

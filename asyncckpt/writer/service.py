@@ -100,7 +100,12 @@ class _Service:
         self._store = store
         self._pruner = Pruner(store, msgspec.json.decode(configure.keep, type=Keep))
         self._trainer_pid = configure.trainer_pid
-        self._pipeline = Pipeline(store, configure.compression, configure.threads)  # type: ignore[arg-type]
+        self._pipeline = Pipeline(
+            store,
+            configure.compression,  # type: ignore[arg-type]
+            configure.threads,
+            incremental=configure.incremental,
+        )
         self._arenas: dict[int, Arena] = {}
         self._pending: dict[int, _PendingSave] = {}
         self._queue_in: MemoryObjectSendStream[_PendingSave]

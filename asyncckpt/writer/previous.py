@@ -1,0 +1,145 @@
+"""What the previous step holds: a file that did not change since is linked, not encoded and written again.
+
+Why a link is as safe as a file of its own, and what it cannot protect from, is argued in
+``docs/decisions/014-incremental.md``.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import xxhash
+
+from asyncckpt.errors import CheckpointError, CheckpointNotFoundError, StorageError
+from asyncckpt.format.index import FileRecord
+from asyncckpt.format.paths import step_name
+from asyncckpt.repository.catalog import Catalog, CommittedStep
+from asyncckpt.repository.commit import StepWriter
+from asyncckpt.stores.contract import Store
+
+__all__ = ["PreviousStep"]
+
+_logger = logging.getLogger("asyncckpt.writer")
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """A committed step, and its files by key."""
+
+    step: int
+    nonce: str
+    files: Mapping[str, FileRecord]
+
+    def find(self, array: str, name: str, raw: str, metadata: bytes) -> FileRecord | None:
+        """The file *name* of *array*, if it holds the bytes of digest *raw* in the layout of *metadata*."""
+        record = self.files.get(f"{array}/{name}")
+        if record is None or record.raw != raw:
+            return None
+        stored_metadata = self.files.get(f"{array}/zarr.json")
+        if stored_metadata is None or stored_metadata.stored != xxhash.xxh3_128_hexdigest(metadata):
+            return None
+        return record
+
+
+class PreviousStep:
+    """Links unchanged files of the step being written to those of the newest committed one.
+
+    One save at a time: `begin`, then `link` from any thread, then `remember` if the save was committed.
+
+    State: ``_source`` and ``_is_checked`` are guarded by ``_lock`` while a save runs.
+
+    Args:
+        store: the root.
+        incremental: whether to link at all.
+    """
+
+    def __init__(self, store: Store, *, incremental: bool) -> None:
+        self._store = store
+        self._is_enabled = incremental and store.properties.hard_links
+        self._lock = threading.Lock()
+        self._source: _Source | None = None
+        self._is_checked = False
+
+    def __repr__(self) -> str:
+        source = "nothing" if self._source is None else f"step {self._source.step}"
+        return f"PreviousStep({source}, enabled={self._is_enabled})"
+
+    def begin(self) -> None:
+        """A save begins. The first one of this process looks for what an earlier one committed. Never raises."""
+        self._is_checked = False
+        if self._is_enabled and self._source is None:
+            self._source = self._read_newest()
+            self._is_checked = True
+
+    def link(self, step: StepWriter, array: str, name: str, raw: str, metadata: bytes) -> FileRecord | None:
+        """Link the file *name* of *array* into *step*, if the previous step has the same.
+
+        Args:
+            step: being written.
+            array: key of an array.
+            name: of one of its files, ``c.0``.
+            raw: digest of the raw bytes that the file is to hold.
+            metadata: ``zarr.json`` of the array: shape, data type, chunks and codecs must be the same.
+
+        Returns:
+            The record of the linked file; None when it must be written.
+
+        Raises:
+            StorageError: the save is lost.
+        """
+        source = self._source
+        if source is None or source.find(array, name, raw, metadata) is None:
+            return None
+        source = self._current_source()
+        record = None if source is None else source.find(array, name, raw, metadata)
+        if source is None or record is None:
+            return None
+        source_key = f"{step_name(source.step)}/{record.key}"
+        return record if self._has_size(source_key, record.bytes) and step.link(source_key, record.key) else None
+
+    def remember(self, step: int, nonce: str, records: Iterable[FileRecord]) -> None:
+        """*step* is committed and durable; the next save links to it."""
+        if self._is_enabled:
+            self._source = _Source(step, nonce, {record.key: record for record in records})
+
+    def _current_source(self) -> _Source | None:
+        """The source, after making sure, once per save, that it was not deleted or set aside meanwhile."""
+        with self._lock:
+            if not self._is_checked:
+                self._is_checked = True
+                if self._source is not None and not self._is_committed(self._source):
+                    self._source = self._read_newest()
+            return self._source
+
+    def _is_committed(self, source: _Source) -> bool:
+        # The nonce, because the number may have been deleted and saved again.
+        try:
+            return CommittedStep(self._store, source.step).header.nonce == source.nonce
+        except CheckpointError:
+            return False
+
+    def _read_newest(self) -> _Source | None:
+        try:
+            newest = Catalog(self._store).find("latest")
+            return _Source(newest.step, newest.header.nonce, {record.key: record for record in newest.read_index()})
+        except CheckpointNotFoundError:
+            return None
+        except CheckpointError as error:
+            # Whatever is wrong with it, it is no reason not to save: everything is written then.
+            _logger.debug("not linking to the newest step: %s", error)
+            return None
+
+    def _has_size(self, key: str, num_bytes: int) -> bool:
+        """Whether the regular file *key* is there, with its size; its contents are not read again."""
+        directory, _, name = key.rpartition("/")
+        try:
+            entries = self._store.entries(directory)
+        except StorageError:
+            return False
+        return any(
+            entry.name == name and entry.bytes == num_bytes and not (entry.is_special or entry.is_directory)
+            for entry in entries
+        )
