@@ -139,7 +139,5 @@ class PreviousStep:
             entries = self._store.entries(directory)
         except StorageError:
             return False
-        return any(
-            entry.name == name and entry.bytes == num_bytes and not (entry.is_special or entry.is_directory)
-            for entry in entries
-        )
+        # An entry that is not a regular file has size 0, which no file of an array has.
+        return any(entry.name == name and entry.bytes == num_bytes for entry in entries)
