@@ -81,7 +81,10 @@ def rank_best(committed: Iterable[CheckpointInfo], best: Best) -> list[Checkpoin
 
 
 def _value(info: CheckpointInfo, metric: str) -> float | None:
+    # Metrics come from a header, which another program may have written: any value, of any size.
     value = info.metrics.get(metric)
-    if not isinstance(value, (int, float)) or math.isnan(value):
+    try:
+        number = float(value) if isinstance(value, (int, float)) else math.nan
+    except OverflowError:
         return None
-    return float(value)
+    return None if math.isnan(number) else number

@@ -74,12 +74,12 @@ def _reasons(newest_first: Sequence[CheckpointInfo], keep: Keep) -> Iterable[tup
             yield info.step, f"every {every_steps} steps"
     if every_seconds is not None:
         # Periods are counted from the epoch, so that they do not move from one plan to the next.
-        for info in _first_of_each(newest_first, lambda info: int(_created_s(info) // every_seconds)):
+        for info in _first_of_each(newest_first, lambda info: _created_s(info) // every_seconds):
             yield info.step, f"every {every_seconds:g} s"
 
 
 def _first_of_each(
-    newest_first: Sequence[CheckpointInfo], period: Callable[[CheckpointInfo], int]
+    newest_first: Sequence[CheckpointInfo], period: Callable[[CheckpointInfo], float]
 ) -> Iterable[CheckpointInfo]:
     # The first, not the last: it stays the first, whatever is saved later in the same period.
     return {period(info): info for info in newest_first}.values()

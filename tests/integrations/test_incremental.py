@@ -332,7 +332,12 @@ def replace_by_directory(path: Path) -> None:
     path.mkdir()
 
 
-@pytest.mark.parametrize("damage", [truncate, replace_by_link, replace_by_directory, os.unlink])
+def replace_array_by_file(path: Path) -> None:
+    shutil.rmtree(path.parent)
+    path.parent.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [truncate, replace_by_link, replace_by_directory, replace_array_by_file, os.unlink])
 @pytest.mark.parametrize("name", ["frozen/c.0", "frozen_shard/c.0.0"])
 def test_a_file_that_is_not_what_was_written_is_not_linked(
     tmp_path: Path, name: str, damage: Callable[[Path], None]
