@@ -80,16 +80,17 @@ def _write_file(task: FileTask, arena: memoryview, step: StepWriter, previous: P
         result.records.append(put_recorded(step, f"{spec.key}/zarr.json", metadata))
         write_s += time.perf_counter() - before
     raw = arena[spec.offset : spec.offset + tensor_bytes(spec)]
+    key = f"{spec.key}/{task.part.key}"
     raw_digest = xxhash.xxh3_128_hexdigest(raw[task.part.start : task.part.stop])
     before = time.perf_counter()
-    record = previous.link(step, spec.key, task.part.key, raw_digest, metadata)
+    record = previous.link(step, key, raw_digest, metadata)
     write_s += time.perf_counter() - before
     if record is not None:
         result.linked_bytes += record.bytes
     else:
         write = _stream_file if task.num_bytes > _SMALL_FILE_BYTES else _put_file
-        digest, seconds = write(task, raw, step)
-        record = FileRecord(task.key, digest.stored_bytes, digest.stored, raw_digest)
+        digest, seconds = write(task, raw, key, step)
+        record = FileRecord(key, digest.stored_bytes, digest.stored, raw_digest)
         write_s += seconds
     result.records.append(record)
     result.raw_bytes += task.num_bytes
@@ -97,18 +98,18 @@ def _write_file(task: FileTask, arena: memoryview, step: StepWriter, previous: P
     result.encode_s += time.perf_counter() - started - write_s
 
 
-def _put_file(task: FileTask, raw: memoryview, step: StepWriter) -> tuple[FileDigest, float]:
+def _put_file(task: FileTask, raw: memoryview, key: str, step: StepWriter) -> tuple[FileDigest, float]:
     pieces: list[Buffer] = []
     digest = encode_file(task.layout, task.part, raw, pieces.append)
     data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
     before = time.perf_counter()
-    step.put(task.key, data)
+    step.put(key, data)
     return digest, time.perf_counter() - before
 
 
-def _stream_file(task: FileTask, raw: memoryview, step: StepWriter) -> tuple[FileDigest, float]:
+def _stream_file(task: FileTask, raw: memoryview, key: str, step: StepWriter) -> tuple[FileDigest, float]:
     before = time.perf_counter()
-    file = step.create(task.key, task.num_bytes)
+    file = step.create(key, task.num_bytes)
     sink = _TimedSink(file.write)
     sink.seconds = time.perf_counter() - before
     try:

@@ -27,10 +27,6 @@ class FileTask:
     is_first: bool
 
     @property
-    def key(self) -> str:
-        return f"{self.spec.key}/{self.part.key}"
-
-    @property
     def num_bytes(self) -> int:
         return self.part.stop - self.part.start
 

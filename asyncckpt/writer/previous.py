@@ -33,11 +33,12 @@ class _Source:
     nonce: str
     files: Mapping[str, FileRecord]
 
-    def find(self, array: str, name: str, raw: str, metadata: bytes) -> FileRecord | None:
-        """The file *name* of *array*, if it holds the bytes of digest *raw* in the layout of *metadata*."""
-        record = self.files.get(f"{array}/{name}")
+    def find(self, key: str, raw: str, metadata: bytes) -> FileRecord | None:
+        """The chunk or shard file *key*, if it holds the bytes of digest *raw* in the layout of *metadata*."""
+        record = self.files.get(key)
         if record is None or record.raw != raw:
             return None
+        array, _, _ = key.rpartition("/")
         stored_metadata = self.files.get(f"{array}/zarr.json")
         if stored_metadata is None or stored_metadata.stored != xxhash.xxh3_128_hexdigest(metadata):
             return None
@@ -74,15 +75,14 @@ class PreviousStep:
             self._source = self._read_newest()
             self._is_checked = True
 
-    def link(self, step: StepWriter, array: str, name: str, raw: str, metadata: bytes) -> FileRecord | None:
-        """Link the file *name* of *array* into *step*, if the previous step has the same.
+    def link(self, step: StepWriter, key: str, raw: str, metadata: bytes) -> FileRecord | None:
+        """Link the chunk or shard file *key* into *step*, if the previous step has the same.
 
         Args:
             step: being written.
-            array: key of an array.
-            name: of one of its files, ``c.0``.
-            raw: digest of the raw bytes that the file is to hold.
-            metadata: ``zarr.json`` of the array: shape, data type, chunks and codecs must be the same.
+            key: of the file, relative to the step.
+            raw: digest of the raw bytes that it is to hold.
+            metadata: ``zarr.json`` of its array: shape, data type, chunks and codecs must be the same.
 
         Returns:
             The record of the linked file; None when it must be written.
@@ -91,14 +91,14 @@ class PreviousStep:
             StorageError: the save is lost.
         """
         source = self._source
-        if source is None or source.find(array, name, raw, metadata) is None:
+        if source is None or source.find(key, raw, metadata) is None:
             return None
         source = self._current_source()
-        record = None if source is None else source.find(array, name, raw, metadata)
+        record = None if source is None else source.find(key, raw, metadata)
         if source is None or record is None:
             return None
-        source_key = f"{step_name(source.step)}/{record.key}"
-        return record if self._has_size(source_key, record.bytes) and step.link(source_key, record.key) else None
+        source_key = f"{step_name(source.step)}/{key}"
+        return record if self._has_size(source_key, record.bytes) and step.link(source_key, key) else None
 
     def remember(self, step: int, nonce: str, records: Iterable[FileRecord]) -> None:
         """*step* is committed and durable; the next save links to it."""
