@@ -41,7 +41,8 @@ class Keep:
     """Keep a checkpoint if any rule says so; the newest and tagged ones are always kept.
 
     Attributes:
-        last: the newest so many, at least 1; ``None`` keeps all.
+        last: the newest so many, at least 1; ``None`` keeps all. Also as many that were saved last: others
+            only while a run that restored an older step has not passed the newer ones again.
         every_steps: the first checkpoint of every so many steps, for good (the one at the multiple itself
             when there is one).
         every_seconds: the first checkpoint of every so many seconds, for good.

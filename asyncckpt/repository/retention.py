@@ -61,6 +61,12 @@ def _reasons(newest_first: Sequence[CheckpointInfo], keep: Keep) -> Iterable[tup
     last = len(newest_first) if keep.last is None else keep.last
     for position, info in enumerate(newest_first[:last]):
         yield info.step, "newest" if position == 0 else "everything is kept" if keep.last is None else f"last {last}"
+    # A run that restored an older step saves below the newest one. What it saved must not go at once.
+    newest = {info.step for info in newest_first[:last]}
+    latest_first = sorted(newest_first, key=lambda info: (_created_s(info), info.step), reverse=True)
+    for info in latest_first[:last]:
+        if info.step not in newest:
+            yield info.step, f"last {last} saved"
     for info in newest_first:
         protecting = info.tags if keep.tags is None else [tag for tag in info.tags if tag in keep.tags]
         if protecting:

@@ -52,6 +52,30 @@ def test_last_keeps_the_newest_by_step_in_any_order() -> None:
     assert kept(committed, Keep(last=None)) == [5, 4, 3, 2, 1]
 
 
+def test_a_run_that_went_back_keeps_what_it_saves() -> None:
+    committed = [info(step, at_s=step) for step in (100, 200, 300)]
+    committed.append(info(101, at_s=1000))
+    assert kept(committed, Keep(last=1)) == [300, 101]
+    committed.append(info(102, at_s=1001))
+    assert kept(committed, Keep(last=1)) == [300, 102]
+    assert kept(committed, Keep(last=2)) == [300, 200, 102, 101]
+    committed.append(info(301, at_s=1002))
+    assert kept(committed, Keep(last=1)) == [301]
+    plan = plan_retention([info(2, at_s=0), info(1, at_s=1)], Keep(last=1), NOW)
+    assert [decision.reason for decision in plan.keep] == ["newest", "last 1 saved"]
+
+
+def test_a_clock_that_was_set_back_keeps_at_most_as_many_again() -> None:
+    committed = [info(step, at_s=-step) for step in range(10)]
+    assert kept(committed, Keep(last=3)) == [9, 8, 7, 2, 1, 0]
+
+
+def test_metrics_of_any_kind_are_survived() -> None:
+    values = [None, "0.1", 10**400, -(10**400), math.nan, [0.1], 0.5, {"loss": 0.1}]
+    committed = [replace(info(step), metrics={"loss": value}) for step, value in enumerate(values)]
+    assert kept(committed, Keep(last=1, best=Best("loss", n=9))) == [7, 6]
+
+
 def test_nothing_committed_is_no_problem() -> None:
     assert kept([], Keep(last=1, every_steps=5, best=Best("loss"))) == []
 
@@ -108,7 +132,7 @@ def test_every_decision_has_a_reason() -> None:
 
 @pytest.mark.parametrize(("age_s", "text"), [(-5, "0 s"), (42, "42 s"), (90, "1.5 min"), (7200, "2.0 h")])
 def test_the_age_of_a_removed_step_is_told(age_s: float, text: str) -> None:
-    committed = [info(1, at_s=86_400 * 2 - age_s), info(2)]
+    committed = [info(1, at_s=86_400 * 2 - age_s), info(2, at_s=86_400 * 3)]
     assert plan_retention(committed, Keep(last=1), NOW).remove[0].reason.endswith(f"; {text} old")
 
 
@@ -119,7 +143,7 @@ def test_a_creation_time_without_a_zone_is_utc() -> None:
     assert plan_retention([naive, info(2)], Keep(last=1), NOW).remove[0].reason.endswith("; 2.0 d old")
 
 
-losses = st.none() | st.floats(allow_nan=True, allow_infinity=True)
+losses = st.none() | st.floats(allow_nan=True, allow_infinity=True) | st.integers()
 histories = st.lists(
     st.builds(info, st.integers(0, 3000), at_s=st.floats(0, 1e6), loss=losses, tags=st.lists(st.sampled_from("ab"))),
     unique_by=lambda found: found.step,
@@ -129,7 +153,7 @@ keeps = st.builds(
     Keep,
     last=st.none() | st.integers(1, 5),
     every_steps=st.none() | st.integers(1, 1000),
-    every_seconds=st.none() | st.floats(0.5, 1e5),
+    every_seconds=st.none() | st.floats(0, exclude_min=True, allow_infinity=False),
     best=st.none() | st.builds(Best, st.just("loss"), st.sampled_from(["min", "max"]), st.integers(1, 3)),
     tags=st.none() | st.just(("a",)),
 )
