@@ -33,14 +33,22 @@ def store(tmp_path: Path) -> LocalStore:
 
 @pytest.fixture
 def commit_step(store: LocalStore) -> CommitStep:
-    """Commit one step: ``commit_step(500, tags=["good"], metrics={"loss": 1.0})``."""
+    """Commit one step: ``commit_step(500, tags=["good"], metrics={"loss": 1.0})``.
 
-    def commit(step: int, *, files: dict[str, bytes] = FILES, **fields: Any) -> CommittedStep:
+    With ``link_to=`` another step, its chunk files are linked, not written.
+    """
+
+    def commit(
+        step: int, *, files: dict[str, bytes] = FILES, link_to: CommittedStep | None = None, **fields: Any
+    ) -> CommittedStep:
         nonce = fields.pop("nonce", f"nonce-{step}")
         writer = StepWriter.begin(store, step, nonce)
         records = []
         for key, data in files.items():
-            writer.put(key, data)
+            if link_to is None or key.endswith(".json"):
+                writer.put(key, data)
+            else:
+                assert writer.link(f"{link_to.prefix}/{key}", key)
             digest = xxhash.xxh3_128_hexdigest(data)
             records.append(FileRecord(key, len(data), digest, digest))
         metadata, chunk, reference = encode_index(records, rank=0)

@@ -74,6 +74,17 @@ def test_an_acknowledged_step_survives(store: LocalStore, commit_step: CommitSte
         assert clean_partials(found) == []
 
 
+def test_a_step_of_links_survives_the_deletion_of_what_it_was_linked_to(
+    store: LocalStore, commit_step: CommitStep, image: Path, tmp_path: Path
+) -> None:
+    first = commit_step(500)
+    commit_step(600, link_to=first)
+    first.delete()
+    with after_power_cut(image, tmp_path) as found:
+        assert verify_step(CommittedStep(found, 600)).ok
+        assert Catalog(found).steps() == [600]
+
+
 def test_a_step_that_was_not_committed_is_not_there(store: LocalStore, image: Path, tmp_path: Path) -> None:
     barrier = store.open_barrier(".asyncckpt/partial/step-00000500-abc")
     store.put(".asyncckpt/partial/step-00000500-abc/state/w/c.0", bytes(2**21))

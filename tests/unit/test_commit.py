@@ -80,10 +80,44 @@ def test_abort_leaves_nothing_and_ends_the_writer(store: LocalStore) -> None:
     writer.abort()
     assert partials(store) == []
     assert steps(store) == []
-    for call in (lambda: writer.put("x", b""), lambda: writer.create("x"), lambda: writer.commit(b"")):
+    for call in (
+        lambda: writer.put("x", b""),
+        lambda: writer.create("x"),
+        lambda: writer.link("x", "y"),
+        lambda: writer.commit(b""),
+    ):
         with pytest.raises(ClosedError, match="step 500"):
             call()
     sink.close()
+
+
+def test_abort_removes_the_name_of_a_linked_file_and_leaves_the_file(store: LocalStore) -> None:
+    write(store).commit(b"header")
+    writer = write(store, step=600)
+    assert writer.link("step-00000500/state/w/c.0", "state/v/c.0")
+    linked = Path(store.root) / "step-00000500" / "state" / "w" / "c.0"
+    assert linked.stat().st_nlink == 2
+    writer.abort()
+    assert linked.stat().st_nlink == 1
+    assert tree(Path(store.root) / "step-00000500") == {**FILES, "zarr.json": b"header"}
+
+
+@pytest.mark.parametrize(("code", "is_fatal"), [(errno.EMLINK, False), (errno.EDQUOT, True)])
+def test_a_file_that_cannot_be_linked_may_be_written_a_failure_loses_the_step(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch, code: int, is_fatal: bool
+) -> None:
+    write(store).commit(b"header")
+    writer = write(store, step=600)
+    monkeypatch.setattr(store, "link", _failing(code))
+    if not is_fatal:
+        assert not writer.link("step-00000500/state/w/c.0", "state/v/c.0")
+        writer.put("state/v/c.0", b"written")
+        writer.commit(b"header")
+        return
+    for call in (lambda: writer.link("step-00000500/state/w/c.0", "state/v/c.0"), lambda: writer.commit(b"header")):
+        with pytest.raises(StorageError) as error:
+            call()
+        assert error.value.errno == code
 
 
 def test_abort_after_a_commit_removes_nothing(store: LocalStore) -> None:

@@ -35,6 +35,7 @@ def test_defaults_are_valid_frozen_and_few(options: type[Any]) -> None:
         (Writer, {"nice": -1}, "Writer.nice"),
         (Writer, {"restarts": -1}, "Writer.restarts"),
         (Writer, {"lock_timeout_s": -0.5}, "Writer.lock_timeout_s"),
+        (Writer, {"incremental": 1}, "Writer.incremental must be a bool, not 1"),
     ],
 )
 def test_bad_values_are_refused(options: type[Any], arguments: dict[str, Any], message: str) -> None:
@@ -49,6 +50,7 @@ def test_bad_values_are_refused(options: type[Any], arguments: dict[str, Any], m
     [
         (Staging, {"when_busy": "supersede", "slots": 3, "memory_limit": 1, "threads": 1}),
         (Writer, {"kind": "thread", "threads": 1, "nice": 19, "restarts": 0, "lock_timeout_s": 0, "on_error": "warn"}),
+        (Writer, {"incremental": False}),
     ],
 )
 def test_bounds_are_inclusive(options: type[Any], arguments: dict[str, Any]) -> None:
