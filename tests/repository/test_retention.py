@@ -78,7 +78,8 @@ class Crash(BaseException):
 
 
 class Brittle:
-    """A root whose n-th call fails; a deletion is one call per file and directory, the last name first.
+    """A root whose n-th call fails; a deletion is one call per file and directory, with the header of a
+    step last: the worst order that the contract allows.
 
     Args:
         path: the root.
@@ -112,7 +113,7 @@ class Brittle:
 
     def delete(self, prefix: str) -> None:
         path = Path(self.location(prefix))
-        for below in sorted(path.iterdir(), reverse=True) if path.is_dir() else ():
+        for below in sorted(path.iterdir()) if path.is_dir() else ():
             self.delete(f"{prefix}/{below.name}")
         self._call()
         self._store.delete(prefix)
