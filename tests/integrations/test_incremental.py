@@ -20,41 +20,17 @@ from asyncckpt.format.layout import plan_layout
 from asyncckpt.repository import CommittedStep, Decision, RetentionPlan, execute_retention
 from asyncckpt.stores import LocalStore
 from asyncckpt.stores.contract import StoreProperties
+from asyncckpt.testing import Fault, FaultStore
 from asyncckpt.writer import jobs, service
 
 THREAD = ac.Writer(kind="thread", threads=2)
 State = dict[str, torch.Tensor]
 
 
-class Faults:
-    """A local store whose calls can be made to fail: ``faults.fail = lambda call, key: errno or None``."""
-
-    properties: StoreProperties = LocalStore.properties
-
-    def __init__(self, store: LocalStore) -> None:
-        self._store = store
-        self.fail: Callable[[str, str], int | None] = lambda call, key: None
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._store, name)
-
-    def _check(self, call: str, key: str) -> None:
-        if (code := self.fail(call, key)) is not None:
-            raise StorageError(f"cannot {call} {key}: {os.strerror(code)}", errno=code, key=key)
-
-    def link(self, source: str, target: str) -> None:
-        self._check("link", target)
-        self._store.link(source, target)
-
-    def put(self, key: str, data: Any, *, durable: bool = False) -> None:
-        self._check("put", key)
-        self._store.put(key, data, durable=durable)
-
-
 @pytest.fixture(params=["syncfs", "each"])
-def faults(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Faults:
+def faults(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FaultStore:
     """The store that writer threads use for ``tmp_path/run``, in both ways of making files durable."""
-    store = Faults(LocalStore(tmp_path / "run", flush=request.param))
+    store = FaultStore(LocalStore(tmp_path / "run", flush=request.param))
     monkeypatch.setattr(service, "open_store", lambda url: store)
     return store
 
@@ -117,7 +93,7 @@ def save(ckpt: ac.Checkpointer, step: int) -> ac.SaveStats:
     return saving.stats
 
 
-def test_frozen_files_are_shared_and_the_others_are_new(tmp_path: Path, faults: Faults) -> None:
+def test_frozen_files_are_shared_and_the_others_are_new(tmp_path: Path, faults: FaultStore) -> None:
     state = make_state()
     with run(tmp_path, state) as ckpt:
         first = save(ckpt, 1)
@@ -214,11 +190,11 @@ def test_retention_of_linked_steps_keeps_what_it_says(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "code", [errno.EMLINK, errno.EXDEV, errno.EPERM, errno.ENOENT, errno.ENOTSUP, errno.ENOSYS], ids=errno.errorcode.get
 )
-def test_what_cannot_be_linked_is_written(tmp_path: Path, faults: Faults, code: int) -> None:
+def test_what_cannot_be_linked_is_written(tmp_path: Path, faults: FaultStore, code: int) -> None:
     state = make_state()
     with run(tmp_path, state) as ckpt:
         save(ckpt, 1)
-        faults.fail = lambda call, key: code if call == "link" and "frozen_large" in key else None
+        faults.inject(Fault("link", key="*/frozen_large/*", error=code))
         stats = save(ckpt, 2)
         assert stats.linked_bytes > 0
         assert_whole(ckpt, 2, state)
@@ -226,25 +202,24 @@ def test_what_cannot_be_linked_is_written(tmp_path: Path, faults: Faults, code: 
 
 
 @pytest.mark.parametrize(("call", "code"), [("link", errno.EACCES), ("link", errno.ENOSPC), ("put", errno.ENOSPC)])
-def test_a_failed_save_leaves_the_previous_step_alone(tmp_path: Path, faults: Faults, call: str, code: int) -> None:
+def test_a_failed_save_leaves_the_previous_step_alone(tmp_path: Path, faults: FaultStore, call: str, code: int) -> None:
     """The put that fails is that of the index, when everything is linked already."""
     state = make_state()
     with run(tmp_path, state) as ckpt:
         save(ckpt, 1)
-        faults.fail = lambda name, key: code if name == call and ("frozen/" in key or "index" in key) else None
+        faults.inject(Fault(call, key="*/frozen/c.0" if call == "link" else "*/index/*", error=code))
         saving = ckpt.save(2)
         assert isinstance(saving.exception(timeout=60), StorageError)
         assert os.listdir(tmp_path / "run" / ".asyncckpt" / "partial") == []
         assert {status.st_nlink for status in chunk_files(tmp_path, 1).values()} == {1}
         assert_whole(ckpt, 1, state)
-        faults.fail = lambda name, key: None
         assert save(ckpt, 2).linked_bytes > 0
         assert_whole(ckpt, 2, state)
 
 
-def test_a_store_without_hard_links_writes_everything(tmp_path: Path, faults: Faults) -> None:
-    faults.properties = StoreProperties(atomic_create=True, hard_links=False, rename=True)
-    faults.fail = lambda call, key: errno.EIO if call == "link" else None
+def test_a_store_without_hard_links_writes_everything(tmp_path: Path, faults: FaultStore) -> None:
+    faults.inner.properties = StoreProperties(atomic_create=True, hard_links=False, rename=True)
+    faults.inject(Fault("link", error=errno.EACCES, persistent=True))
     state = make_state()
     with run(tmp_path, state) as ckpt:
         save(ckpt, 1)

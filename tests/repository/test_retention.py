@@ -229,15 +229,16 @@ sequences = st.lists(
         created=st.integers(-(10**8), 10**6).map(lambda seconds: NOW + timedelta(seconds=seconds)),
         metrics=st.just({}) | st.fixed_dictionaries({"loss": anything}),
         tags=st.lists(st.sampled_from(["a", "b"]), max_size=1),
-        crash_at=st.none() | st.integers(0, 40),
+        crash_at=st.none() | st.integers(0, 15),
         cleaning_crash_at=st.none() | st.integers(0, 10),
     ),
+    min_size=2,
     max_size=8,
     unique_by=lambda saved: saved.step,
 )
 keeps = st.builds(
     Keep,
-    last=st.none() | st.integers(1, 3),
+    last=st.sampled_from([1, 1, 2, 3, None]),
     every_steps=st.none() | st.integers(1, 40),
     every_seconds=st.none() | st.sampled_from([5e-324, 60.0, 1e6, 1e300]),
     best=st.none() | st.builds(Best, st.just("loss"), st.sampled_from(["min", "max"]), st.integers(1, 2)),
