@@ -49,7 +49,6 @@ def test_files_decode_to_what_they_were_made_of(compression: Any, name: str, sha
         stored, digest = encode(layout, part, raw)
         assert digest.stored_bytes == len(stored)
         assert digest.stored == xxhash.xxh3_128_hexdigest(stored)
-        assert digest.raw == xxhash.xxh3_128_hexdigest(raw[part.start : part.stop])
         before = bytes(out)
         decode_file(layout, part, memoryview(stored), memoryview(out))
         # Nothing outside its part is touched.
