@@ -166,7 +166,7 @@ class Checkpointer:
             CheckpointError: an *earlier* save failed and nobody looked at it (``Writer(on_error=)``);
                 this one was not begun, the next call begins one.
             ClosedError: the checkpointer was closed.
-            InvalidOptionError: *step* is negative or no state was given.
+            InvalidOptionError: *step* is negative, a metric is no number, or no state was given.
             StepExistsError: *step* is committed already, or being saved.
             UnsupportedStateError: the state holds something that cannot be stored.
         """
@@ -191,7 +191,7 @@ class Checkpointer:
             run=self._run,
             created=datetime.now(UTC),
             path=self._store.location(step_name(step)),
-            metrics={name: float(value) for name, value in (metrics or {}).items()},
+            metrics=_checked_metrics(metrics or {}),
             tags=tuple(tags),
             versions=_versions(),
             metadata=self._metadata,
@@ -455,6 +455,13 @@ def _default_threads() -> int:
     from asyncckpt.staging.stager import available_cpus
 
     return max(2, min(8, available_cpus() // 2))
+
+
+def _checked_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
+    try:
+        return {str(name): float(value) for name, value in metrics.items()}
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidOptionError(f"metrics are numbers by name, not {dict(metrics)!r}: {error}") from error
 
 
 @functools.cache

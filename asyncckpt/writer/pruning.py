@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from asyncckpt.errors import CheckpointNotFoundError, CorruptError
+from asyncckpt.errors import CheckpointNotFoundError, CorruptError, StorageError
 from asyncckpt.model import CheckpointInfo
 from asyncckpt.policies.keep import Keep
 from asyncckpt.repository.catalog import Catalog, CommittedStep
@@ -35,18 +35,27 @@ class Pruner:
         """*step* was written anew."""
         self._known.pop(step, None)
 
-    def run(self, now: datetime) -> list[Decision]:
-        """Remove what the policy does not keep; returns what was removed and why.
+    def run(self, now: datetime) -> tuple[list[Decision], StorageError | None]:
+        """Remove what the policy does not keep.
+
+        Returns:
+            What was removed and why, and what kept the rest from being removed.
 
         Raises:
-            StorageError: something could not be removed; the rest was.
+            StorageError: the root cannot be read.
         """
         self._refresh()
         plan = plan_retention(list(self._known.values()), self._keep, now)
-        execute_retention(self._store, plan)
-        for decision in plan.remove:
+        failure: StorageError | None = None
+        try:
+            execute_retention(self._store, plan)
+        except StorageError as error:
+            failure = error
+        present = set(Catalog(self._store).steps()) if failure is not None else frozenset()
+        removed = [decision for decision in plan.remove if decision.step not in present]
+        for decision in removed:
             self.forget(decision.step)
-        return list(plan.remove)
+        return removed, failure
 
     def _refresh(self) -> None:
         present = Catalog(self._store).steps()

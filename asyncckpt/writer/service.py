@@ -23,6 +23,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 from asyncckpt.errors import CheckpointError, WriterDiedError, error_to_fields
 from asyncckpt.memory import Arena
 from asyncckpt.policies.keep import Keep
+from asyncckpt.repository.retention import Decision
 from asyncckpt.stores import open_store
 from asyncckpt.stores.contract import Store
 from asyncckpt.writer.framing import FrameBuffer, receive_frames, send_frame
@@ -292,12 +293,15 @@ class _Service:
         return report
 
     async def _prune(self) -> None:
+        removed: list[Decision] = []
+        failure: CheckpointError | None
         try:
-            removed = await anyio.to_thread.run_sync(self._pruner.run, datetime.now(UTC))
+            removed, failure = await anyio.to_thread.run_sync(self._pruner.run, datetime.now(UTC))
         except CheckpointError as error:
+            failure = error
+        if failure is not None:
             # The save is durable all the same; retention is tried again after the next one.
-            await self._send(LogRecord(logging.WARNING, f"retention failed: {error}"))
-            return
+            await self._send(LogRecord(logging.WARNING, f"retention failed: {failure}"))
         if removed:
             await self._send(Pruned([decision.step for decision in removed], [decision.reason for decision in removed]))
 

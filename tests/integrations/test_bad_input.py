@@ -264,3 +264,13 @@ def test_a_snapshot_that_cannot_be_handed_over_fails_its_future(
             with pytest.raises(ac.WriterError, match="ZeroDivisionError"):
                 ckpt.save(1).result(timeout=60)
         ckpt.save(1).result(timeout=60)
+
+
+@pytest.mark.parametrize("value", [None, "low", [1.0], 10**400])
+def test_a_metric_that_is_no_number(saved: Path, value: Any) -> None:
+    with ac.Checkpointer(saved, {"w": torch.ones(3)}) as ckpt:
+        with pytest.raises(ac.InvalidOptionError, match="metrics are numbers"):
+            ckpt.save(7, metrics={"loss": value})
+        ckpt.save(7, metrics={"loss": torch.tensor(0.5)}).result(timeout=60)  # type: ignore[dict-item]
+        assert ckpt.latest is not None
+        assert ckpt.latest.metrics == {"loss": 0.5}
