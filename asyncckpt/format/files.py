@@ -62,12 +62,12 @@ def encode_file(layout: ArrayLayout, part: FilePart, raw: memoryview, sink: Call
     index = np.full((layout.chunks_per_shard, 2), _MISSING, dtype="<u8")
     size = 0
     for slot, start, stop in layout.chunks(part):
-        data = codec.encode(_padded(raw[start:stop], layout.chunk_bytes))
-        num_bytes = memoryview(data).nbytes
-        stored.update(data)
-        sink(data)
-        index[slot] = size, num_bytes
-        size += num_bytes
+        begin = size
+        for piece in codec.encode(_padded(raw[start:stop], layout.chunk_bytes)):
+            stored.update(piece)
+            sink(piece)
+            size += memoryview(piece).nbytes
+        index[slot] = begin, size - begin
     if layout.shard_shape is not None:
         encoded = index.tobytes()
         encoded += google_crc32c.value(encoded).to_bytes(_CRC_BYTES, "little")
