@@ -27,8 +27,8 @@ def quarantine_step(store: Store, step: int) -> str:
     """
     target = f"{DAMAGED}/{step_name(step)}-{uuid.uuid4().hex}"
     store.open_barrier(DAMAGED).close()
+    store.sync_directory(OWN)  # before anything is moved to a directory that a power cut could still take away
     store.rename(step_name(step), target)
     store.sync_directory(DAMAGED)
-    store.sync_directory(OWN)
     store.sync_directory("")
     return store.location(target)
