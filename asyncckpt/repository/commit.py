@@ -31,7 +31,7 @@ from asyncckpt.stores.contract import Barrier, FileSink, Store
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["StepWriter"]
+__all__ = ["StepWriter", "sync_renames"]
 
 _logger = logging.getLogger("asyncckpt.repository")
 _OCCUPIED = (errno.EEXIST, errno.ENOTEMPTY)
@@ -175,8 +175,7 @@ class StepWriter:
             store.sync_directory(self._prefix)
             self._rename()
             try:
-                store.sync_directory("")
-                store.sync_directory(PARTIAL)
+                sync_renames(store)
             except StorageError:
                 self._take_back()
                 raise
@@ -281,6 +280,16 @@ class _StepSink:
             self.close()
         else:
             self.abort()
+
+
+def sync_renames(store: Store) -> None:
+    """Make every commit that can be seen durable, also one whose writer was killed right after the rename.
+
+    Raises:
+        StorageError: a step may not survive a power cut, although readers see it.
+    """
+    store.sync_directory("")
+    store.sync_directory(PARTIAL)
 
 
 def _step_exists(store: Store, step: int) -> StepExistsError:

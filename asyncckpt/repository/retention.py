@@ -10,6 +10,7 @@ from asyncckpt.errors import CheckpointNotFoundError, StorageError
 from asyncckpt.model import CheckpointInfo
 from asyncckpt.policies.keep import Keep, rank_best
 from asyncckpt.repository.catalog import CommittedStep
+from asyncckpt.repository.commit import sync_renames
 from asyncckpt.stores.contract import Store
 
 __all__ = ["Decision", "RetentionPlan", "execute_retention", "plan_retention"]
@@ -114,8 +115,13 @@ def execute_retention(store: Store, plan: RetentionPlan) -> list[int]:
         The steps that were removed.
 
     Raises:
-        StorageError: the first failure, after all others were tried.
+        StorageError: the first failure, after all others were tried; or the steps to keep cannot be
+            made durable, and nothing was removed.
     """
+    if plan.remove:
+        # The newest step may be one that a killed writer had renamed and not yet flushed. Nothing
+        # acknowledged may be removed on the strength of a step that a power cut could take away.
+        sync_renames(store)
     removed: list[int] = []
     failures: list[StorageError] = []
     for decision in reversed(plan.remove):

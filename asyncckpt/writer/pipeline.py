@@ -23,7 +23,7 @@ from asyncckpt.format.metadata import encode_group_metadata
 from asyncckpt.model import TensorSpec
 from asyncckpt.options import Compression
 from asyncckpt.repository.catalog import CommittedStep
-from asyncckpt.repository.commit import StepWriter
+from asyncckpt.repository.commit import StepWriter, sync_renames
 from asyncckpt.stores.contract import Store
 from asyncckpt.writer.encode import JobResult, put_recorded, run_job
 from asyncckpt.writer.jobs import Job, plan_jobs, tensor_bytes
@@ -190,7 +190,7 @@ class Pipeline:
             raise StepExistsError(
                 f"step {save.step} is already committed at {self._store.location('')}; delete it first", step=save.step
             )
-        self._store.sync_directory("")
+        sync_renames(self._store)
         return WriteStats(
             encode_s=0.0,
             write_s=0.0,

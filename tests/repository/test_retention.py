@@ -313,3 +313,20 @@ def protected(infos: dict[int, CheckpointInfo], keep: Keep) -> set[int]:
 
 def is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and abs(value) != 10**400 and not math.isnan(value)
+
+
+def test_nothing_is_removed_before_what_is_kept_is_durable(
+    store: LocalStore, commit_step: CommitStep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The newest step may come from a writer that was killed between its rename and the flush of it.
+    for step in (1, 2):
+        commit_step(step)
+
+    def fail(key: str) -> None:
+        raise StorageError(f"cannot flush {key!r}", errno=errno.EIO)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "sync_directory", fail)
+        with pytest.raises(StorageError, match="cannot flush ''"):
+            execute_retention(store, RetentionPlan(remove=(Decision(1, "test"),)))
+    assert Catalog(store).steps() == [1, 2]
