@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import stat
 import uuid
 
 from asyncckpt.errors import ForeignRootError, StorageError
@@ -24,8 +23,8 @@ _HARMLESS = frozenset({"lost+found"})
 def prepare_root(path: str | os.PathLike[str]) -> LocalStore:
     """The store at *path*, ready to be written; nothing that exists is changed.
 
-    Every directory created on the way is durable on return: a checkpoint acknowledged later must not
-    vanish with a parent directory that was only in memory.
+    Every directory on the way is durable on return, whoever created it: a checkpoint acknowledged later
+    must not vanish with a parent directory that was only in memory.
 
     Args:
         path: a path or ``file://`` URL; missing directories are created.
@@ -37,28 +36,37 @@ def prepare_root(path: str | os.PathLike[str]) -> LocalStore:
     """
     root = local_path(path)
     try:
-        _create_durably(root)
+        _create(root)
         _require_ours(root)
-        _create_durably(f"{root}/{PARTIAL}")
+        _create(f"{root}/{PARTIAL}")
         _require_writable(root)
+        _sync_path(f"{root}/{PARTIAL}")
         spread_subdirectories(f"{root}/{PARTIAL}")
     except OSError as error:
         raise StorageError.from_os_error(error, f"prepare the checkpoint root {root}", path=root) from error
     return LocalStore(root)
 
 
-def _create_durably(path: str) -> None:
-    """mkdir -p, with an fsync of the parent of each new directory."""
+def _create(path: str) -> None:
     try:
-        mode = os.stat(path).st_mode
-    except FileNotFoundError:
-        parent = os.path.dirname(path)
-        _create_durably(parent)
         os.makedirs(path, exist_ok=True)  # somebody else may be preparing the same root
-        sync_directory_path(parent)
-    else:
-        if not stat.S_ISDIR(mode):
-            raise ForeignRootError(f"{path} is not a directory; choose another place for checkpoints", path=path)
+    except FileExistsError as error:
+        message = f"{path} is not a directory; choose another place for checkpoints"
+        raise ForeignRootError(message, path=path) from error
+
+
+def _sync_path(path: str) -> None:
+    """fsync every directory above *path*, up to where its file system is mounted.
+
+    Not only above those that were new: a launcher script, or a run that was killed in `prepare_root`,
+    may have created them a moment ago and flushed nothing.
+    """
+    path = os.path.realpath(path)
+    device = os.stat(path).st_dev
+    while (parent := os.path.dirname(path)) != path and os.stat(parent).st_dev == device:
+        path = parent
+        with contextlib.suppress(PermissionError):  # a parent that only lets pass through cannot be opened
+            sync_directory_path(path)
 
 
 def _require_ours(root: str) -> None:

@@ -14,16 +14,42 @@ from asyncckpt.repository import clean_partials, prepare_root
 from asyncckpt.stores import LocalStore
 
 
-def test_missing_directories_are_created_and_each_is_made_durable(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    synced: list[str] = []
+@pytest.fixture
+def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Paths of everything fsynced."""
+    paths: list[str] = []
     real = os.fsync
-    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(os.readlink(f"/proc/self/fd/{fd}")), real(fd)))
-    store = prepare_root(tmp_path / "a" / "b" / "root")
-    assert store.root == str(tmp_path / "a" / "b" / "root")
-    new = ["", "a", "a/b", "a/b/root", "a/b/root/.asyncckpt"]
-    assert synced == [str(tmp_path / name) for name in new]
+    monkeypatch.setattr(os, "fsync", lambda fd: (paths.append(os.readlink(f"/proc/self/fd/{fd}")), real(fd)))
+    return paths
+
+
+@pytest.mark.parametrize("exists", [False, True], ids=["new", "made by a launcher script"])
+def test_every_directory_on_the_way_is_durable(tmp_path: Path, synced: list[str], exists: bool) -> None:
+    root = tmp_path / "a" / "b" / "root"
+    if exists:
+        (root / ".asyncckpt" / "partial").mkdir(parents=True)
+    assert prepare_root(root).root == str(root)
+    above_partial = ["a/b/root/.asyncckpt", "a/b/root", "a/b", "a", "", ".."]
+    assert synced[:6] == [os.path.normpath(tmp_path / name) for name in above_partial]
+
+
+def test_the_directories_behind_a_link_are_durable(tmp_path: Path, synced: list[str]) -> None:
+    (tmp_path / "scratch" / "root").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("scratch/root")
+    prepare_root(tmp_path / "link")
+    assert str(tmp_path / "scratch") in synced
+
+
+def test_a_parent_that_may_not_be_read_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.open
+
+    def refuse(path: str, *arguments: int) -> int:
+        if path == str(tmp_path):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return real(path, *arguments)
+
+    monkeypatch.setattr(os, "open", refuse)
+    assert os.listdir(prepare_root(tmp_path / "root").root) == [".asyncckpt"]
 
 
 def test_preparing_again_changes_nothing(tmp_path: Path) -> None:
