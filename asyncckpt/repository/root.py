@@ -102,15 +102,18 @@ def clean_partials(store: Store) -> list[str]:
     Raises:
         StorageError: something could not be removed.
     """
-    leftovers = [f"{PARTIAL}/{entry.name}" for entry in store.entries(PARTIAL)]
-    leftovers += [
+    partials = [f"{PARTIAL}/{entry.name}" for entry in store.entries(PARTIAL)]
+    for key in partials:
+        store.delete(key)
+    # Only now: after a power cut during its rename, a step may have had a second name in ``partial``.
+    headless = [
         entry.name
         for entry in store.entries("")
         if entry.is_directory and parse_step_name(entry.name) is not None and not _has_header(store, entry.name)
     ]
-    for key in leftovers:
+    for key in headless:
         store.delete(key)
-    return leftovers
+    return partials + headless
 
 
 def _has_header(store: Store, name: str) -> bool:
