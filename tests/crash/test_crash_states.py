@@ -214,3 +214,14 @@ def test_a_rename_between_directories(flush: list[tuple[object, ...]], expected:
 def test_a_rename_inside_a_directory_is_atomic() -> None:
     found = trees(history_of(("create", "f"), ("syncfs", "."), ("rename", "f", "g")))
     assert found == [{"f": b""}, {"g": b""}]
+
+
+def test_a_call_may_be_issued_before_the_directory_it_needs() -> None:
+    create, make = _call(0, "create", "d/f"), _call(1, "mkdir", "d")
+    found = trees(replay([create, make], TOP, "/marks"))
+    assert found == [{}, {"d/f": b""}]
+
+
+def test_a_call_that_makes_no_sense_is_an_error() -> None:
+    with pytest.raises(ValueError, match="did unlink where the model knows no such place"):
+        history_of(("unlink", "nothing"))

@@ -78,7 +78,9 @@ def _after(before: Expectations, mark: Mark, latest: dict[int, str]) -> Expectat
         case "REMOVED":
             return replace(before, gone=before.gone | nonces)
         case "DAMAGING":
-            return replace(before, acknowledged=without, newest=max(without), damaged=before.damaged | nonces)
+            return replace(
+                before, acknowledged=without, newest=max(without, default=0), damaged=before.damaged | nonces
+            )
         case "QUARANTINING":
             return replace(before, aside=before.aside | nonces)
         case "QUARANTINED":

@@ -19,8 +19,8 @@ __all__ = ["ALL_MUTANTS", "SCENARIOS", "run_full"]
 ALL_MUTANTS = (*WRITER_MUTANTS, *READER_MUTANTS, *EQUIVALENT_WRITER_MUTANTS, *EQUIVALENT_READER_MUTANTS)
 SCENARIOS = tuple((scenario, flush) for scenario in ("direct", "pipeline") for flush in ("syncfs", "each"))
 
-_STATES = 25_000
-_STATES_PER_MUTANT = 3_000
+_STATES = 15_000
+_STATES_PER_MUTANT = 2_000
 
 
 def run_full(workspace: Path, real_trace: Callable[[str, str], Path]) -> dict[str, Any]:

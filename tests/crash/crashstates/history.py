@@ -88,12 +88,29 @@ def replay(calls: Iterable[Call], top: str, marks: str) -> History:
     """The history of everything below the directory *top*; lines written to the file *marks* are marks."""
     replayed = _Replay(top, marks)
     moments = set()
+    waiting: list[Call] = []
     for call in calls:
-        if replayed.apply(call):
-            moments |= {call.start, call.end}
-            replayed.history.num_calls += 1
+        # A call may have been issued before the one of another thread that made its directory.
+        waiting = _apply_in_order(replayed, [*waiting, call], moments)
+    if waiting:
+        raise ValueError(f"the program did {waiting[0].name} where the model knows no such place: {waiting[0]}")
     replayed.history.moments = sorted(moments)
     return replayed.history
+
+
+def _apply_in_order(replayed: _Replay, calls: list[Call], moments: set[int]) -> list[Call]:
+    """Apply what can be applied; what is left needs something that no call has made yet."""
+    left: list[Call] = []
+    for call in calls:
+        try:
+            is_modelled = replayed.apply(call)
+        except KeyError:
+            left.append(call)
+            continue
+        if is_modelled:
+            moments |= {call.start, call.end}
+            replayed.history.num_calls += 1
+    return left if len(left) in (0, len(calls)) else _apply_in_order(replayed, left, moments)
 
 
 class _Replay:
@@ -126,8 +143,9 @@ class _Replay:
                 return True
             case "write", (Descriptor(number=number) as file, data, *_):
                 offset = self._offsets.get(number, 0)
+                is_modelled = self._write(call, file, offset, data[: call.result])
                 self._offsets[number] = offset + call.result
-                return self._write(call, file, offset, data[: call.result])
+                return is_modelled
             case "pwrite64", (file, data, _, offset):
                 return self._write(call, file, int(offset), data[: call.result])
             case "ftruncate", (file, size):
@@ -175,12 +193,11 @@ class _Replay:
         return None if place is None else self._tree[place[0]][place[1]]
 
     def _change(self, call: Call, unit: int, directory: int, name: str, inode: int | None, needs: int | None) -> None:
-        change = EntryChange(unit, directory, name, inode, call.start, call.end, needs)
-        self.history.entries.append(change)
         if inode is None:
             del self._tree[directory][name]
         else:
             self._tree[directory][name] = inode
+        self.history.entries.append(EntryChange(unit, directory, name, inode, call.start, call.end, needs))
 
     def _new_unit(self) -> int:
         self._num_units += 1

@@ -12,6 +12,8 @@ _VERIFY = "repository/verify.py"
 _HEADER = "format/header.py"
 _INDEX = "format/index.py"
 
+_INDEX_DAMAGE = "damaged.append(_damage(reference.key, error))"
+
 
 def _blind(name: str, file: str, old: str, new: str, **options) -> Mutant:
     """A check left out: damaged steps must show it, in one flush mode, since they are the same in both."""
@@ -42,8 +44,14 @@ READER_MUTANTS = (
         "or xxhash.xxh3_128_hexdigest(chunk) != reference.digest:",
         "or False:",
     ),
-    _blind(
-        "verify: a damaged index ignored", _VERIFY, "damaged.append(_damage(reference.key, error))", "damaged.clear()"
+    Mutant(
+        "verify: a damaged index ignored, with all it would name",
+        (
+            (_VERIFY, _INDEX_DAMAGE, "self._is_blind = True"),
+            (_VERIFY, "        if not damaged:  #", '        if not hasattr(self, "_is_blind"):  #'),
+        ),
+        flushes=("syncfs",),
+        judged_by="damage",
     ),
     _blind("verify: a damaged header ignored", _VERIFY, "damaged=(_damage(HEADER, error),)", "damaged=()"),
     _blind("verify: sizes not checked", _VERIFY, "if entry.bytes != record.bytes:", "if False:"),
@@ -69,6 +77,13 @@ READER_MUTANTS = (
 )
 
 EQUIVALENT_READER_MUTANTS = (
+    _blind(
+        "verify: a damaged index ignored",
+        _VERIFY,
+        _INDEX_DAMAGE,
+        "pass",
+        equivalent="every file that the index would have named is then a foreign one",
+    ),
     _blind(
         "index: size not checked",
         _INDEX,
