@@ -17,7 +17,7 @@ __all__ = ["Outcome", "explore", "load_history"]
 
 _SAVE_EVERY = 50
 _ON_DISK_EVERY = 25
-_FRUITLESS = 2000  # states in a row that were all known: there are hardly any others
+_FRUITLESS = 20_000  # states in a row that were all known, more than the systematic ones: there are hardly any others
 
 
 @dataclass(slots=True)

@@ -20,7 +20,7 @@ ALL_MUTANTS = (*WRITER_MUTANTS, *READER_MUTANTS, *EQUIVALENT_WRITER_MUTANTS, *EQ
 SCENARIOS = tuple((scenario, flush) for scenario in ("direct", "pipeline") for flush in ("syncfs", "each"))
 
 _STATES = 15_000
-_STATES_PER_MUTANT = 2_000
+_STATES_PER_MUTANT = 6_000  # all systematic states, about 4,000, and some random ones
 
 
 def run_full(workspace: Path, real_trace: Callable[[str, str], Path]) -> dict[str, Any]:
