@@ -117,6 +117,9 @@ def test_retention_goes_on_after_an_error(make_store: MakeStore) -> None:
     def check(store: LocalStore, point: FaultPoint) -> None:
         step = point.call.key[: len("step-00000001")]
         offered = {committed.step for committed in Catalog(store).committed()}
+        if not step.startswith("step-"):  # what is kept could not be made durable
+            assert {1, 2} <= offered, "nothing may be removed"
+            return
         assert offered & {1, 2} <= {int(step.removeprefix("step-"))}, "only the step that met the error may be left"
 
     every_error_point(make_store, lambda store: execute_retention(store, plan), check)

@@ -197,7 +197,8 @@ def test_a_deletion_can_be_interrupted_at_any_call(
             execute_retention(Brittle(root, fail_at, error), plan(root, KEEP))
         assert {2, 4, 5} <= offered(root)
         if error is refused:
-            assert len(offered(root)) <= 4, "the step that did not fail was not removed"
+            # The first two calls make what is kept durable; without that nothing is removed.
+            assert len(offered(root)) <= 4 or fail_at < 2, "the step that did not fail was not removed"
         clean_at_start(root, crash_at=fail_at)
         again = plan(root, KEEP)
         assert {decision.step for decision in again.keep} == {2, 4, 5}
@@ -219,6 +220,7 @@ class Saved:
     cleaning_crash_at: int | None
 
 
+anything = st.floats() | st.integers(-3, 3) | st.just(10**400)
 anything = st.none() | st.floats() | st.integers(-3, 3) | st.just(10**400) | st.just("n/a") | st.booleans()
 sequences = st.lists(
     st.builds(
