@@ -29,6 +29,7 @@ _CRC_BYTES = 4
 _SHUFFLES = {"noshuffle": blosc.NOSHUFFLE, "shuffle": blosc.SHUFFLE, "bitshuffle": blosc.BITSHUFFLE}
 _CNAMES = ("lz4", "lz4hc", "blosclz", "zstd", "zlib", "snappy")
 _BLOSC_HEADER_BYTES = 16
+_ZSTD_MAGIC = (0xFD2FB528).to_bytes(4, "little")
 _PRESETS: dict[str, dict[str, Any] | None] = {
     "fast": {"cname": "lz4", "clevel": 1, "shuffle": "bitshuffle", "blocksize": 0},
     # blosc's automatic block size for zstd level 1 is so small that half of the gain is lost.
@@ -254,12 +255,34 @@ class _Zstd(_Stage):
         return compressed
 
     def decode(self, data: memoryview, out: memoryview | None, limit: int) -> memoryview:
-        target = bytearray(limit) if out is None else out
+        # The library neither bounds what it allocates nor tells that it filled only a part of a buffer.
+        num_bytes = _zstd_content_bytes(data)
+        if num_bytes > limit or (out is not None and num_bytes != limit):
+            raise CorruptCheckpointError(f"a zstd chunk announces {num_bytes} bytes instead of {limit}")
+        target = memoryview(bytearray(num_bytes)) if out is None else out
         try:
-            plain = zstd.decompress(data, target)
+            zstd.decompress(data, target)
         except (RuntimeError, ValueError) as error:
             raise CorruptCheckpointError(f"a zstd chunk cannot be decoded: {error}") from error
-        return out if out is not None else memoryview(plain).cast("B")
+        return target
+
+
+def _zstd_content_bytes(frame: memoryview) -> int:
+    """What a zstd frame decodes to (RFC 8878, section 3.1.1.1); every encoder that knows the size writes it.
+
+    Raises:
+        CorruptCheckpointError: it does not say, or is no frame.
+    """
+    if len(frame) < 5 or frame[:4] != _ZSTD_MAGIC:
+        raise CorruptCheckpointError("a zstd chunk is not a zstd frame")
+    descriptor = frame[4]
+    is_single_segment = bool(descriptor & 0x20)
+    start = 5 + (not is_single_segment) + (0, 1, 2, 4)[descriptor & 3]
+    num_bytes = (1 if is_single_segment else 0, 2, 4, 8)[descriptor >> 6]
+    if num_bytes == 0 or len(frame) < start + num_bytes:
+        raise CorruptCheckpointError("a zstd chunk does not say how long it is")
+    size = int.from_bytes(frame[start : start + num_bytes], "little")
+    return size + 256 if num_bytes == 2 else size
 
 
 def _make_stage(codec: CodecJson, itemsize: int) -> _Stage:

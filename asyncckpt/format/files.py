@@ -120,9 +120,11 @@ def read_shard_index(layout: ArrayLayout, stored: memoryview) -> list[tuple[int,
     entries: list[tuple[int, int]] = [
         tuple(entry) for entry in np.frombuffer(encoded, dtype="<u8").reshape(-1, 2).tolist()
     ]
-    for offset, size in entries:
-        if (offset, size) != (_MISSING, _MISSING) and offset + size > body_bytes:
-            raise CorruptCheckpointError("a shard index points outside its file")
+    present = [(offset, size) for offset, size in entries if (offset, size) != (_MISSING, _MISSING)]
+    if any(offset + size > body_bytes for offset, size in present):
+        raise CorruptCheckpointError("a shard index points outside its file")
+    if sum(size for _, size in present) > body_bytes:
+        raise CorruptCheckpointError("a shard index uses the same bytes for several chunks")
     return entries
 
 

@@ -7,7 +7,6 @@ are themselves. Everything else is an object with a tag under ``"$"``; ``docs/fo
 from __future__ import annotations
 
 import base64
-import binascii
 import enum
 import math
 import struct
@@ -25,12 +24,15 @@ __all__ = ["MAX_DEPTH", "Node", "decode_value", "encode_value", "iter_tensors"]
 MAX_DEPTH = 64
 TAG = "$"
 _SAFE_INT = 2**53
+# A value of ours at the deepest level may itself take a few levels of JSON.
+_MAX_NODE_DEPTH = 4 * MAX_DEPTH
 
 Node = Any
 """A JSON value: None, bool, int, float, str, list, or dict with string keys."""
 
 EncodeLeaf = Callable[[Any, str], Node | None]
-DecodeLeaf = Callable[[dict[str, Any]], Any]
+DecodeLeaf = Callable[[dict[str, Any], int], Any]
+"""Makes the value of a node, given how deep it is."""
 
 
 def encode_value(value: Any, path: str, leaf: EncodeLeaf) -> Node:
@@ -153,20 +155,21 @@ _SCALARS: dict[type, Callable[[Any], Node]] = {
 }
 
 
-def decode_value(node: Node, leaf: DecodeLeaf) -> Any:
+def decode_value(node: Node, leaf: DecodeLeaf, depth: int = 0) -> Any:
     """The value of *node*; the inverse of `encode_value`.
 
     Args:
         node: a tree as read from a header.
         leaf: makes values of the tags this module does not know.
+        depth: how deep *node* is; the limit is for whole trees.
 
     Raises:
         CorruptCheckpointError: *node* is not a tree, or is nested too deep.
         UnsupportedStateError: an enum class that is not imported in this process.
     """
     try:
-        return _Decoder(leaf).decode(node, 0)
-    except (KeyError, TypeError, ValueError, AttributeError, binascii.Error, struct.error) as error:
+        return _Decoder(leaf).decode(node, depth)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, struct.error) as error:
         raise CorruptCheckpointError(f"the state tree is malformed: {type(error).__name__}: {error}") from error
 
 
@@ -192,7 +195,7 @@ class _Decoder:
             return {self.decode(key, depth + 1): self.decode(item, depth + 1) for key, item in node["items"]}
         if tag == "odict":
             return self._ordered(node, depth)
-        return self._leaf(node)
+        return self._leaf(node, depth)
 
     def _ordered(self, node: dict[str, Any], depth: int) -> OrderedDict[Any, Any]:
         items = [(self.decode(key, depth + 1), self.decode(item, depth + 1)) for key, item in node["items"]]
@@ -203,11 +206,12 @@ class _Decoder:
 
 
 def _decode_enum(node: dict[str, Any]) -> enum.Enum:
-    # Only classes this process has imported by itself: a checkpoint must never cause an import.
+    # Only classes this process has imported by itself: a checkpoint must never cause an import. So no getattr,
+    # which runs the __getattr__ of a module that imports its parts lazily.
     module, _, name = node["type"].partition(":")
     found: Any = sys.modules.get(module)
     for part in name.split("."):
-        found = getattr(found, part, None)
+        found = getattr(found, "__dict__", {}).get(part)
     if not (isinstance(found, type) and issubclass(found, enum.Enum)):
         raise UnsupportedStateError(
             f"the checkpoint holds a {node['type'].replace(':', '.')}, which is not an enum imported here; "
@@ -238,23 +242,49 @@ def _part(node: Node) -> float:
 
 
 def iter_tensors(node: Node, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every tensor and array node below *node*, with its ``/``-joined path, in order."""
-    stack: list[tuple[str, Node]] = [(path, node)]
-    while stack:
-        path, node = stack.pop()
-        if isinstance(node, list):
-            stack.extend((_below(path, index), item) for index, item in reversed(list(enumerate(node))))
-        elif isinstance(node, dict):
-            tag = node.get(TAG)
-            if tag in ("tensor", "ndarray"):
-                yield path, node
-            elif tag in ("dict", "odict"):
-                stack.extend((_below(path, _text(key)), item) for key, item in reversed(node["items"]))
-            elif tag == "tuple":
-                stack.extend((_below(path, index), item) for index, item in reversed(list(enumerate(node["items"]))))
+    """Every tensor and array node below *node*, with its ``/``-joined path, in order.
+
+    Raises:
+        CorruptCheckpointError: *node* is malformed; what comes is well-formed.
+    """
+    stack: list[tuple[str, Node, int]] = [(path, node, 0)]
+    try:
+        while stack:
+            path, node, depth = stack.pop()
+            if depth > _MAX_NODE_DEPTH:
+                raise CorruptCheckpointError("the state tree is nested too deep")
+            if isinstance(node, dict) and node.get(TAG) in ("tensor", "ndarray"):
+                yield path, _checked_tensor(node)
             else:
-                stack.extend((_below(path, key), item) for key, item in reversed(node.items()) if key != TAG)
+                stack.extend((_below(path, key), item, depth + 1) for key, item in reversed(_parts(node)))
+    except (KeyError, TypeError, ValueError) as error:
+        raise CorruptCheckpointError(f"the state tree is malformed: {type(error).__name__}: {error}") from error
+
+
+def _parts(node: Node) -> list[tuple[Any, Node]]:
+    if isinstance(node, list):
+        return list(enumerate(node))
+    if not isinstance(node, dict):
+        return []
+    tag = node.get(TAG)
+    if tag == "tuple":
+        return list(enumerate(node["items"]))
+    if tag in ("dict", "odict"):
+        return [(_text(key), item) for key, item in node["items"]]
+    return [(key, item) for key, item in node.items() if key != TAG]
+
+
+def _checked_tensor(node: dict[str, Any]) -> dict[str, Any]:
+    shape = node["shape"]
+    if not (
+        isinstance(node["key"], str)
+        and isinstance(node["dtype"], str)
+        and isinstance(shape, list)
+        and all(type(length) is int and 0 <= length < 2**63 for length in shape)
+    ):
+        raise CorruptCheckpointError(f"a tensor in the state tree is malformed: {str(node)[:200]}")
+    return node
 
 
 def _text(key: Node) -> str:
-    return str(decode_value(key, lambda node: node)) if isinstance(key, dict) else str(key)
+    return str(decode_value(key, lambda node, _: node)) if isinstance(key, dict) else str(key)
