@@ -16,12 +16,18 @@ from asyncckpt.model import CheckpointInfo
 from asyncckpt.repository.names import HEADER, header_key
 from asyncckpt.stores.contract import Store
 
-__all__ = ["Catalog", "CommittedStep", "DamagedStep"]
+__all__ = ["ABSENT", "UNREADABLE", "Catalog", "CommittedStep", "DamagedStep"]
 
-_ABSENT = (errno.ENOENT, errno.ENOTDIR)
-# What a medium, a file system check or a tampered step gives. Anything else (EACCES, ESTALE, ...) says
-# nothing about the checkpoint and must not make a restore fall back to an older one in silence.
-_UNREADABLE = (errno.EIO, errno.EINVAL, errno.ELOOP, getattr(errno, "EUCLEAN", errno.EIO), errno.EBADMSG)
+ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR})
+"""Errno of a file that is not there."""
+UNREADABLE = frozenset(
+    {
+        errno.EIO, errno.EBADMSG, getattr(errno, "EUCLEAN", errno.EIO),
+        errno.EINVAL, errno.ELOOP, errno.ENXIO, errno.ENODEV, errno.ENAMETOOLONG,
+    }
+)  # fmt: skip
+"""Errno of what a medium, a file system check or a tampered step gives. Anything else (EACCES, ESTALE, ...) says
+nothing about the checkpoint and must not make a restore fall back to an older one in silence."""
 _T = TypeVar("_T")
 
 
@@ -94,9 +100,9 @@ class CommittedStep:
         try:
             return self.store.read(f"{self.prefix}/{key}", 0, MAX_HEADER_BYTES + 1)
         except StorageError as error:
-            if error.errno in _UNREADABLE:
+            if error.errno in UNREADABLE:
                 raise self._corrupt(key, error.message) from error
-            if error.errno not in _ABSENT:
+            if error.errno not in ABSENT:
                 raise
             if key == HEADER:
                 raise self._not_found() from None
