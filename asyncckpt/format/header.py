@@ -12,8 +12,9 @@ import msgspec
 import xxhash
 
 from asyncckpt.errors import CorruptCheckpointError, UnsupportedFormatError
-from asyncckpt.format.index import MAX_INDEX_BYTES, IndexRef, index_key
+from asyncckpt.format.index import IndexRef, index_key
 from asyncckpt.format.json_text import refuse_duplicates
+from asyncckpt.format.limits import MAX_COUNT, MAX_HEADER_BYTES, MAX_INDEX_BYTES
 from asyncckpt.format.paths import check_key
 from asyncckpt.format.tree import Node, decode_value
 from asyncckpt.model import CheckpointInfo
@@ -24,8 +25,6 @@ __all__ = [
 ]  # fmt: skip
 
 FORMAT = 1
-MAX_HEADER_BYTES = 256 * 2**20
-_MAX_COUNT = 2**60
 _MAX_STEP = 10**18
 _DIGITS = 32
 _ZEROS = b"0" * _DIGITS
@@ -144,7 +143,7 @@ def decode_header_file(data: bytes) -> Header:
 
 def _check(header: Header) -> None:
     counts = (header.world_size, header.arrays, header.raw_bytes, header.stored_bytes)
-    if min(header.step, *counts) < 0 or header.step >= _MAX_STEP or max(counts) > _MAX_COUNT:
+    if min(header.step, *counts) < 0 or header.step >= _MAX_STEP or max(counts) > MAX_COUNT:
         raise CorruptCheckpointError("the header has a negative or an absurd count")
     for key in header.inline:
         check_key(key)

@@ -9,13 +9,12 @@ import msgspec
 import xxhash
 
 from asyncckpt.errors import CorruptCheckpointError
+from asyncckpt.format.limits import MAX_ARRAY_BYTES, MAX_INDEX_BYTES
 from asyncckpt.format.paths import check_key
 
-__all__ = ["MAX_INDEX_BYTES", "FileRecord", "IndexRef", "decode_index", "encode_index", "index_key"]
+__all__ = ["FileRecord", "IndexRef", "decode_index", "encode_index", "index_key"]
 
-MAX_INDEX_BYTES = 256 * 2**20
 _CRC_BYTES = 4
-_MAX_FILE_BYTES = 2**50
 
 
 class FileRecord(msgspec.Struct, frozen=True, array_like=True):
@@ -112,7 +111,7 @@ def decode_index(reference: IndexRef, metadata: bytes, chunk: bytes) -> list[Fil
 
 def _check(record: FileRecord, keys: Container[str]) -> None:
     key = check_key(record.key)
-    if not 0 <= record.bytes <= _MAX_FILE_BYTES:
+    if not 0 <= record.bytes <= MAX_ARRAY_BYTES:
         raise CorruptCheckpointError(f"{key} cannot have {record.bytes} bytes", key=key)
     if key in keys:
         raise CorruptCheckpointError(f"{key} is in the index twice", key=key)

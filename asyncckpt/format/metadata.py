@@ -13,17 +13,18 @@ from asyncckpt.format.codecs import check_codecs
 from asyncckpt.format.dtypes import DATA_TYPES, DataType
 from asyncckpt.format.json_text import refuse_duplicates
 from asyncckpt.format.layout import ArrayLayout, Shape
+from asyncckpt.format.limits import (
+    MAX_ARRAY_BYTES,
+    MAX_CHUNK_BYTES,
+    MAX_CHUNKS_PER_SHARD,
+    MAX_CODECS,
+    MAX_DIMENSIONS,
+    MAX_FILE_BYTES,
+    MAX_METADATA_BYTES,
+)
 
-__all__ = ["MAX_METADATA_BYTES", "decode_array_metadata", "encode_array_metadata", "encode_group_metadata"]
+__all__ = ["decode_array_metadata", "encode_array_metadata", "encode_group_metadata"]
 
-MAX_METADATA_BYTES = 2**20
-_MAX_DIMENSIONS = 64
-_MAX_BYTES = 2**50
-# What one decoder thread may have to hold. We write chunks of 4 MiB and shards of 256 MiB.
-_MAX_CHUNK_BYTES = 64 * 2**20
-_MAX_FILE_BYTES = 2**30
-_MAX_CHUNKS_PER_SHARD = 2**16
-_MAX_CODECS = 8
 _INDEX_CODECS = ({"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"})
 _CHUNK_KEYS = {"name": "default", "configuration": {"separator": "."}}
 
@@ -152,14 +153,14 @@ def _shape(value: Any, dimensions: int) -> Shape:
 
 
 def _checked(layout: ArrayLayout) -> ArrayLayout:
-    if len(layout.shape) > _MAX_DIMENSIONS or any(length < 1 for length in layout.shape):
+    if len(layout.shape) > MAX_DIMENSIONS or any(length < 1 for length in layout.shape):
         raise ValueError("a shape that format 1 does not have")
-    if layout.num_bytes > _MAX_BYTES or layout.file_bytes > _MAX_FILE_BYTES:
+    if layout.num_bytes > MAX_ARRAY_BYTES or layout.file_bytes > MAX_FILE_BYTES:
         raise ValueError("an array larger than any memory, or files over the limit")
-    if layout.chunk_bytes > _MAX_CHUNK_BYTES or layout.chunks_per_shard > _MAX_CHUNKS_PER_SHARD:
+    if layout.chunk_bytes > MAX_CHUNK_BYTES or layout.chunks_per_shard > MAX_CHUNKS_PER_SHARD:
         raise ValueError("chunks over the limit, or too many of them in a shard")
-    if len(layout.codecs) > _MAX_CODECS:
-        raise ValueError(f"more than {_MAX_CODECS} codecs")
+    if len(layout.codecs) > MAX_CODECS:
+        raise ValueError(f"more than {MAX_CODECS} codecs")
     for cut in (layout.file_shape, layout.chunk_shape):
         if not _is_contiguous(layout.shape, cut):
             raise ValueError("chunks that are not contiguous")

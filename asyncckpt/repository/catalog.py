@@ -9,8 +9,9 @@ from functools import cached_property
 from typing import TypeVar
 
 from asyncckpt.errors import CheckpointNotFoundError, CorruptCheckpointError, CorruptError, StorageError
-from asyncckpt.format.header import MAX_HEADER_BYTES, Header, decode_header_file, info_from_header
+from asyncckpt.format.header import Header, decode_header_file, info_from_header
 from asyncckpt.format.index import FileRecord, IndexRef, decode_index
+from asyncckpt.format.limits import MAX_HEADER_BYTES, MAX_METADATA_BYTES
 from asyncckpt.format.paths import parse_step_name, step_name
 from asyncckpt.model import CheckpointInfo
 from asyncckpt.repository.names import HEADER, header_key
@@ -62,7 +63,10 @@ class CommittedStep:
             UnsupportedFormatError: written by a newer version.
             StorageError: it cannot be read.
         """
-        data = self.read_file(HEADER)
+        # Not even read when it is too long: a sparse file of any size costs nothing to make.
+        if self.read_file(HEADER, 1, MAX_HEADER_BYTES):
+            raise self._corrupt(HEADER, f"it has more than the limit of {MAX_HEADER_BYTES} bytes")
+        data = self.read_file(HEADER, MAX_HEADER_BYTES)
         header = self._checked(HEADER, lambda: decode_header_file(data))
         if header.step != self.step:
             raise self._corrupt(HEADER, f"it is the header of step {header.step}")
@@ -81,16 +85,22 @@ class CommittedStep:
             CorruptCheckpointError: an index is missing or damaged.
             StorageError: it cannot be read.
         """
-        return [record for reference in self.header.indexes for record in self.read_index_of(reference)]
+        records = {}
+        for reference in self.header.indexes:
+            for record in self.read_index_of(reference):
+                if record.key in records:
+                    raise self._corrupt(reference.key, f"{record.key} is in the index of another rank too")
+                records[record.key] = record
+        return list(records.values())
 
     def read_index_of(self, reference: IndexRef) -> list[FileRecord]:
         """`read_index` of one rank."""
-        metadata = self.read_file(f"{reference.key}/zarr.json")
-        chunk = self.read_file(f"{reference.key}/c.0")
+        metadata = self.read_file(f"{reference.key}/zarr.json", MAX_METADATA_BYTES)
+        chunk = self.read_file(f"{reference.key}/c.0", reference.bytes + 1)
         return self._checked(reference.key, lambda: decode_index(reference, metadata, chunk))
 
-    def read_file(self, key: str) -> bytes:
-        """One whole file of the step.
+    def read_file(self, key: str, length: int, offset: int = 0) -> bytes:
+        """The bytes of one file of the step from *offset* on, at most *length*.
 
         Raises:
             CheckpointNotFoundError: the step was deleted meanwhile.
@@ -98,7 +108,7 @@ class CommittedStep:
             StorageError: it cannot be read.
         """
         try:
-            return self.store.read(f"{self.prefix}/{key}", 0, MAX_HEADER_BYTES + 1)
+            return self.store.read(f"{self.prefix}/{key}", offset, length)
         except StorageError as error:
             if error.errno in UNREADABLE:
                 raise self._corrupt(key, error.message) from error

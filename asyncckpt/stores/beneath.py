@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import os
 import stat
 import struct
@@ -67,12 +68,16 @@ def _load_openat2() -> Callable[..., int] | None:
 _openat2 = _load_openat2()
 
 
+@functools.cache
+def _how(flags: int) -> bytes:
+    """``struct open_how``: flags, mode, resolve."""
+    return struct.pack("=QQQ", flags | _NOFOLLOW, 0, _RESOLVE_NO_SYMLINKS | _RESOLVE_BENEATH)
+
+
 def _open_resolved(base: int, key: str, flags: int) -> int | None:
     """openat2(2), or None where there is no such call."""
     assert _openat2 is not None
-    # struct open_how: flags, mode, resolve
-    how = struct.pack("=QQQ", flags | _NOFOLLOW, 0, _RESOLVE_NO_SYMLINKS | _RESOLVE_BENEATH)
-    path = os.fsencode(key)
+    how, path = _how(flags), os.fsencode(key)
     while True:
         fd = _openat2(_OPENAT2, base, path, how, len(how))
         if fd >= 0:
