@@ -7,7 +7,6 @@ import binascii
 import functools
 import math
 import os
-import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from asyncckpt.format.metadata import decode_array_metadata
 from asyncckpt.model import Damage
 from asyncckpt.repository.catalog import ABSENT, UNREADABLE, CommittedStep
 from asyncckpt.repository.names import HEADER
+from asyncckpt.restore.buffers import ThreadBuffers
 from asyncckpt.restore.scratch import FreshMemory, Memory
 from asyncckpt.stores.contract import Store
 
@@ -99,18 +99,6 @@ class _File:
     out: memoryview
 
 
-class _Buffers(threading.local):
-    """One reused read buffer per thread: fresh memory for every chunk costs more than decoding it."""
-
-    def __init__(self) -> None:
-        self._block = bytearray()
-
-    def get(self, num_bytes: int) -> memoryview:
-        if len(self._block) < num_bytes:
-            self._block = bytearray(num_bytes)
-        return memoryview(self._block)[:num_bytes]
-
-
 class TensorReader:
     """Reads arrays of one step; collects what is damaged instead of stopping at the first.
 
@@ -130,7 +118,7 @@ class TensorReader:
         self._prefix = prefix
         self._max_bytes = max_bytes
         self._records: Mapping[str, FileRecord] | None = None
-        self._buffers = _Buffers()
+        self._buffers = ThreadBuffers()
         self.damaged: list[Damage] = []
 
     def expect(self, records: Collection[FileRecord]) -> None:
