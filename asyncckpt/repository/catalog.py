@@ -38,12 +38,13 @@ class CommittedStep:
     Args:
         store: the root.
         step: number of a step that was committed; whether it still is shows when something is read.
+        prefix: where it lies, if it was moved.
     """
 
-    def __init__(self, store: Store, step: int) -> None:
+    def __init__(self, store: Store, step: int, prefix: str | None = None) -> None:
         self.store = store
         self.step = step
-        self.prefix = step_name(step)
+        self.prefix = step_name(step) if prefix is None else prefix
 
     def __repr__(self) -> str:
         return f"CommittedStep({self.location!r})"
@@ -130,7 +131,7 @@ class CommittedStep:
             CheckpointNotFoundError: the step was deleted since its header was read, or deleted and
                 written again.
         """
-        if CommittedStep(self.store, self.step).header.nonce != self.header.nonce:
+        if CommittedStep(self.store, self.step, self.prefix).header.nonce != self.header.nonce:
             raise self._not_found()
 
     def delete(self) -> None:

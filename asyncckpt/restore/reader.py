@@ -186,6 +186,8 @@ class TensorReader:
         data = self._store.read(f"{self._prefix}/{name}", 0, MAX_METADATA_BYTES + 1)
         _check_digest(self._record(name), len(data), data)
         layout, _ = decode_array_metadata(data)
+        if self._records is None and {"name": "crc32c"} not in layout.codecs:
+            raise CorruptCheckpointError("nothing vouches for it: neither an index nor a crc32c in its codecs")
         # Files are counted before anybody enumerates them, and before their array gets memory.
         if self._records is None:
             present = {entry.name for entry in self._store.entries(f"{self._prefix}/{key}") if not entry.is_special}
