@@ -24,7 +24,6 @@ __all__ = [
 
 FORMAT = 1
 MAX_HEADER_BYTES = 256 * 2**20
-_MAX_NESTING = 256
 _DIGITS = 32
 _ZEROS = b"0" * _DIGITS
 _TAIL = re.compile(rb'"digest":"([0-9a-f]{32})"\}\}\}\Z')
@@ -130,23 +129,28 @@ def decode_header_file(data: bytes) -> Header:
             raise UnsupportedFormatError(
                 f"the checkpoint has format {found}; this asyncckpt reads format {FORMAT}: update it", format=found
             )
-        header = _decode_group(data).attributes.asyncckpt
-    except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
+        group = _decode_group(data)
+    except (msgspec.DecodeError, RecursionError) as error:
         raise CorruptCheckpointError(f"the header is malformed: {error}") from error
-    _check(header)
-    return header
+    if group.zarr_format != 3 or group.node_type != "group":
+        raise CorruptCheckpointError("the header is not in a Zarr v3 group")
+    _check(group.attributes.asyncckpt)
+    return group.attributes.asyncckpt
 
 
 def _check(header: Header) -> None:
-    counts = (header.step, header.world_size, header.arrays, header.raw_bytes, header.stored_bytes)
+    counts = [header.step, header.world_size, header.arrays, header.raw_bytes, header.stored_bytes]
+    counts += [number for reference in header.indexes for number in (reference.rank, reference.bytes)]
     if min(counts) < 0:
         raise CorruptCheckpointError("the header has a negative count")
     for key in (*header.inline, *(reference.key for reference in header.indexes)):
         check_key(key)
     try:
-        datetime.fromisoformat(header.created)
-    except ValueError as error:
-        raise CorruptCheckpointError(f"the header was created at {header.created[:50]!r}") from error
+        has_offset = datetime.fromisoformat(header.created).tzinfo is not None
+    except ValueError:
+        has_offset = False
+    if not has_offset:
+        raise CorruptCheckpointError(f"the header was created at {header.created[:50]!r}")
 
 
 def info_from_header(header: Header, path: str) -> CheckpointInfo:
@@ -167,11 +171,18 @@ def info_from_header(header: Header, path: str) -> CheckpointInfo:
         format=header.format,
         nonce=header.nonce,
         run=header.run,
-        metrics=_mapping(header.metrics),
+        metrics=_metrics(header.metrics),
         tags=tuple(header.tags),
         versions=MappingProxyType(header.versions),
         metadata=_mapping(header.metadata),
     )
+
+
+def _metrics(node: Node) -> Mapping[str, float]:
+    metrics = _mapping(node)
+    if not all(type(value) in (int, float) for value in metrics.values()):
+        raise CorruptCheckpointError("metrics are numbers")
+    return metrics
 
 
 def _mapping(node: Node) -> Mapping[str, Any]:
