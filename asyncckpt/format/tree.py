@@ -198,6 +198,8 @@ def decode_value(node: Node, leaf: DecodeLeaf) -> Any:
     """
     try:
         return _Decoder(leaf).decode(node, 0)
+    except UnsupportedStateError:  # also a TypeError; not damage, which a restore would fall back from
+        raise
     except (KeyError, TypeError, ValueError, AttributeError, binascii.Error, struct.error) as error:
         raise CorruptCheckpointError(f"the state tree is malformed: {type(error).__name__}: {error}") from error
 
