@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import settings
+
+# The same examples in every run, and no limit on the time of one: other programs share the machine.
+settings.register_profile("asyncckpt", derandomize=True, deadline=None, database=None)
+settings.load_profile("asyncckpt")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

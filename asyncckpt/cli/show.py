@@ -24,7 +24,7 @@ from asyncckpt.cli.output import (
     printable,
 )
 from asyncckpt.cli.roots import find_step, open_catalog
-from asyncckpt.format.tree import iter_tensors
+from asyncckpt.format.walk import iter_tensors
 from asyncckpt.model import CheckpointInfo
 from asyncckpt.repository import CommittedStep
 

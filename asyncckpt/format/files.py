@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,7 +13,7 @@ import numpy as np
 import xxhash
 
 from asyncckpt.errors import CorruptCheckpointError
-from asyncckpt.format.codecs import ChunkCodec
+from asyncckpt.format.chunks import ChunkCodec
 from asyncckpt.format.layout import ArrayLayout, FilePart
 
 if TYPE_CHECKING:
@@ -40,28 +41,13 @@ class FileDigest:
 
 
 @lru_cache(maxsize=1024)
-def _codec(codecs: str, layout: _Hashable) -> ChunkCodec:
-    return ChunkCodec(layout.layout.codecs, layout.layout.data_type)
-
-
-class _Hashable:
-    """Keys the codec cache by what a codec depends on; codec JSON itself is not hashable."""
-
-    __slots__ = ("layout",)
-
-    def __init__(self, layout: ArrayLayout) -> None:
-        self.layout = layout
-
-    def __hash__(self) -> int:
-        return hash(self.layout.data_type.name)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Hashable) and self.layout.data_type == other.layout.data_type
+def _codec(codecs: str) -> ChunkCodec:
+    return ChunkCodec(tuple(json.loads(codecs)))
 
 
 def codec_of(layout: ArrayLayout) -> ChunkCodec:
-    """The codec of the (inner) chunks of *layout*; cached."""
-    return _codec(repr(layout.codecs), _Hashable(layout))
+    """The codec of the (inner) chunks of *layout*; cached by their JSON, since codecs are not hashable."""
+    return _codec(json.dumps(layout.codecs))
 
 
 def encode_file(layout: ArrayLayout, part: FilePart, raw: memoryview, sink: Callable[[Buffer], object]) -> FileDigest:
@@ -103,10 +89,10 @@ def _padded(chunk: memoryview, chunk_bytes: int) -> memoryview:
 
 
 def read_shard_index(layout: ArrayLayout, stored: memoryview) -> list[tuple[int, int]]:
-    """Offset and size of each chunk slot of a shard, checked against the file's size.
+    """Offset and size of each chunk slot of a shard, checked against the file's size and each other.
 
     Raises:
-        CorruptCheckpointError: the index is damaged or points outside the file.
+        CorruptCheckpointError: the index is damaged, points outside the file, or lets chunks overlap.
     """
     if layout.shard_shape is None:
         return [(0, len(stored))]
@@ -120,11 +106,13 @@ def read_shard_index(layout: ArrayLayout, stored: memoryview) -> list[tuple[int,
     entries: list[tuple[int, int]] = [
         tuple(entry) for entry in np.frombuffer(encoded, dtype="<u8").reshape(-1, 2).tolist()
     ]
-    present = [(offset, size) for offset, size in entries if (offset, size) != (_MISSING, _MISSING)]
-    if any(offset + size > body_bytes for offset, size in present):
-        raise CorruptCheckpointError("a shard index points outside its file")
-    if sum(size for _, size in present) > body_bytes:
-        raise CorruptCheckpointError("a shard index uses the same bytes for several chunks")
+    free = 0
+    for offset, size in sorted(entry for entry in entries if entry != (_MISSING, _MISSING)):
+        if offset + size > body_bytes:
+            raise CorruptCheckpointError("a shard index points outside its file")
+        if offset < free:
+            raise CorruptCheckpointError("chunks overlap in a shard")
+        free = offset + size
     return entries
 
 

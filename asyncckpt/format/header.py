@@ -136,7 +136,7 @@ def decode_header_file(data: bytes) -> Header:
     except (msgspec.DecodeError, RecursionError, ValueError) as error:
         raise CorruptCheckpointError(f"the header is malformed: {error}") from error
     if group.zarr_format != 3 or group.node_type != "group":
-        raise CorruptCheckpointError("the header is not that of a Zarr v3 group")
+        raise CorruptCheckpointError("the header is not in a Zarr v3 group")
     _check(group.attributes.asyncckpt)
     return group.attributes.asyncckpt
 

@@ -111,7 +111,9 @@ def decode_index(reference: IndexRef, metadata: bytes, chunk: bytes) -> list[Fil
 
 def _check(record: FileRecord, keys: Container[str]) -> None:
     key = check_key(record.key)
-    if not 0 <= record.bytes <= MAX_ARRAY_BYTES:
+    if record.bytes < 0:
+        raise CorruptCheckpointError(f"{key} has a negative size", key=key)
+    if record.bytes > MAX_ARRAY_BYTES:
         raise CorruptCheckpointError(f"{key} cannot have {record.bytes} bytes", key=key)
     if key in keys:
         raise CorruptCheckpointError(f"{key} is in the index twice", key=key)

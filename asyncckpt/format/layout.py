@@ -92,6 +92,9 @@ class ArrayLayout:
 
     def files(self) -> Iterator[FilePart]:
         """Every file, in the order of the raw bytes."""
+        if not self.shape:
+            yield FilePart("c", 0, self.num_bytes)
+            return
         grid = _grid(self.shape, self.file_shape)
         axis = _cut_axis(self.file_shape)
         row = math.prod(self.shape[axis:]) * self.data_type.itemsize

@@ -123,6 +123,8 @@ def _layout(found: _Array) -> ArrayLayout:
     if found.chunk_grid.name != "regular" or found.chunk_key_encoding != _Named("default", {"separator": "."}):
         raise ValueError("a chunk grid or key encoding that format 1 does not have")
     data_type = DATA_TYPES[found.data_type]
+    if msgspec.json.encode(found.fill_value) != msgspec.json.encode(data_type.fill_value):
+        raise ValueError("a fill value that is not zero")
     file_shape = _shape(found.chunk_grid.configuration["chunk_shape"], len(found.shape))
     if found.codecs and found.codecs[0].get("name") == "sharding_indexed":
         return _sharded(found, data_type, file_shape)
@@ -161,13 +163,27 @@ def _checked(layout: ArrayLayout) -> ArrayLayout:
         raise ValueError("chunks over the limit, or too many of them in a shard")
     if len(layout.codecs) > MAX_CODECS:
         raise ValueError(f"more than {MAX_CODECS} codecs")
-    for cut in (layout.file_shape, layout.chunk_shape):
-        if not _is_contiguous(layout.shape, cut):
-            raise ValueError("chunks that are not contiguous")
+    if not _is_planned(layout):
+        raise ValueError("chunks that format 1 does not have")
     return layout
 
 
-def _is_contiguous(shape: Shape, cut: Shape) -> bool:
-    """Whether *cut* has length 1 before some axis and covers every axis after it."""
-    axis = next((axis for axis, length in enumerate(cut) if length != 1), len(cut))
-    return all(length >= whole for length, whole in zip(cut[axis + 1 :], shape[axis + 1 :], strict=True))
+def _is_planned(layout: ArrayLayout) -> bool:
+    """Whether chunks and shards are contiguous and no longer than the array needs.
+
+    So a hostile file cannot make a reader allocate more than the size of the array and its own.
+    """
+    padded = _padded(layout.shape, layout.chunk_shape)
+    return _is_cut(layout.chunk_shape, layout.shape) and (
+        layout.shard_shape is None or _is_cut(layout.shard_shape, padded)
+    )
+
+
+def _padded(shape: Shape, chunk_shape: Shape) -> Shape:
+    return tuple(-(-length // chunk) * chunk for length, chunk in zip(shape, chunk_shape, strict=True))
+
+
+def _is_cut(cut: Shape, whole: Shape) -> bool:
+    """Whether *cut* has length 1 before some axis, at most all of it, and all of the axes after it."""
+    axis = next((axis for axis, length in enumerate(cut) if length != 1), len(cut) - 1)
+    return cut[axis : axis + 1] <= whole[axis : axis + 1] and cut[axis + 1 :] == whole[axis + 1 :]

@@ -12,20 +12,20 @@ import math
 import struct
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path, PurePath
 from typing import Any
 
 from asyncckpt.errors import CorruptCheckpointError, UnsupportedStateError
 
-__all__ = ["MAX_DEPTH", "Node", "decode_value", "encode_value", "iter_tensors"]
+__all__ = ["MAX_DEPTH", "TAG", "Node", "below", "decode_value", "encode_value"]
 
 MAX_DEPTH = 64
+# A value may be encoded in parts, each of which counts from zero: keys and `_metadata` below a container.
+_MAX_DECODE_DEPTH = 2 * MAX_DEPTH + 4
 TAG = "$"
 _SAFE_INT = 2**53
-# A value of ours at the deepest level may itself take a few levels of JSON.
-_MAX_NODE_DEPTH = 4 * MAX_DEPTH
 
 Node = Any
 """A JSON value: None, bool, int, float, str, list, or dict with string keys."""
@@ -71,9 +71,9 @@ class _Encoder:
         if kind is OrderedDict:
             return self._ordered(value, path, depth)
         if isinstance(value, enum.Enum):
-            return {TAG: "enum", "type": f"{kind.__module__}:{kind.__qualname__}", "name": value.name}
+            return _encode_enum(value, path)
         if isinstance(value, PurePath):
-            return {TAG: "path", "value": str(value)}
+            return {TAG: "path", "value": _encode_str(str(value))}
         node = self._leaf(value, path)
         if node is None:
             raise UnsupportedStateError(
@@ -86,7 +86,7 @@ class _Encoder:
 
     def _dict(self, value: dict[Any, Any], path: str, depth: int) -> Node:
         if all(type(key) is str and key != TAG and _is_text(key) for key in value):
-            return {key: self.encode(item, _below(path, key), depth + 1) for key, item in value.items()}
+            return {key: self.encode(item, below(path, key), depth + 1) for key, item in value.items()}
         return {TAG: "dict", "items": self._items(value, path, depth)}
 
     def _ordered(self, value: OrderedDict[Any, Any], path: str, depth: int) -> Node:
@@ -99,23 +99,25 @@ class _Encoder:
 
     def _items(self, value: dict[Any, Any], path: str, depth: int) -> list[Node]:
         return [
-            [self._key(key, path, depth), self.encode(item, _below(path, key), depth + 1)]
+            [self._key(key, path, depth + 1), self.encode(item, below(path, key), depth + 1)]
             for key, item in value.items()
         ]
 
     def _key(self, key: Any, path: str, depth: int) -> Node:
         if key is None or type(key) in (str, bool, int, float):
-            return self.encode(key, path, depth)
-        if type(key) is tuple:
+            return self.encode(key, path, 0)
+        if type(key) is tuple and depth <= MAX_DEPTH:
             return {TAG: "tuple", "items": [self._key(item, path, depth + 1) for item in key]}
         raise UnsupportedStateError(
-            f"{path} has a {type(key).__qualname__} as key; keys are str, int, float, bool, None or tuples of them",
+            f"{path} has a {type(key).__qualname__} as key; keys are str, int, float, bool, None or (not too "
+            "deeply nested) tuples of them",
             key=path,
             type=type(key).__qualname__,
         )
 
 
-def _below(path: str, key: Any) -> str:
+def below(path: str, key: Any) -> str:
+    """The path of what *key* names in the container at *path*."""
     return f"{path}/{key}" if path else str(key)
 
 
@@ -139,6 +141,34 @@ def _encode_str(value: str) -> Node:
     if _is_text(value):
         return value
     return {TAG: "str", "value": _base64(value.encode("utf-8", "surrogatepass"))}
+
+
+def _encode_enum(value: enum.Enum, path: str) -> Node:
+    kind = type(value)
+    node = {TAG: "enum", "type": f"{kind.__module__}:{kind.__qualname__}"}
+    if _find_class(node["type"]) is not kind:
+        raise UnsupportedStateError(
+            f"{path} is a member of the enum {kind.__qualname__}, which no restore could find: define it at the top "
+            f"level of {kind.__module__}",
+            key=path,
+            type=f"{kind.__module__}.{kind.__qualname__}",
+        )
+    if isinstance(value, enum.Flag) and value.name not in kind.__members__:
+        return {**node, "value": _encode_int(value.value)}  # a combination, or none
+    return {**node, "name": value.name}
+
+
+def _find_class(name: str) -> Any:
+    """What is called ``module:QualName`` here.
+
+    Only in modules this process has imported by itself, and never through ``getattr``, which modules
+    may use to import more: a checkpoint must not cause an import.
+    """
+    module, _, path = name.partition(":")
+    found: Any = sys.modules.get(module)
+    for part in path.split("."):
+        found = getattr(found, "__dict__", {}).get(part)
+    return found
 
 
 def _base64(data: bytes) -> str:
@@ -169,7 +199,9 @@ def decode_value(node: Node, leaf: DecodeLeaf, depth: int = 0) -> Any:
     """
     try:
         return _Decoder(leaf).decode(node, depth)
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, struct.error) as error:
+    except UnsupportedStateError:  # also a TypeError; not damage, which a restore would fall back from
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError, struct.error) as error:
         raise CorruptCheckpointError(f"the state tree is malformed: {type(error).__name__}: {error}") from error
 
 
@@ -178,15 +210,15 @@ class _Decoder:
         self._leaf = leaf
 
     def decode(self, node: Node, depth: int) -> Any:
-        if depth > MAX_DEPTH + 1:
-            raise CorruptCheckpointError(f"the state tree is nested more than {MAX_DEPTH} levels deep")
+        if depth > _MAX_DECODE_DEPTH:
+            raise CorruptCheckpointError(f"the state tree is nested more than {_MAX_DECODE_DEPTH} levels deep")
         if isinstance(node, list):
             return [self.decode(item, depth + 1) for item in node]
         if not isinstance(node, dict):
             return node
-        tag = node.get(TAG)
-        if tag is None:
+        if TAG not in node:
             return {key: self.decode(item, depth + 1) for key, item in node.items()}
+        tag = node[TAG]
         if (simple := _SIMPLE_TAGS.get(tag)) is not None:
             return simple(node)
         if tag == "tuple":
@@ -206,19 +238,30 @@ class _Decoder:
 
 
 def _decode_enum(node: dict[str, Any]) -> enum.Enum:
-    # Only classes this process has imported by itself: a checkpoint must never cause an import. So no getattr,
-    # which runs the __getattr__ of a module that imports its parts lazily.
-    module, _, name = node["type"].partition(":")
-    found: Any = sys.modules.get(module)
-    for part in name.split("."):
-        found = getattr(found, "__dict__", {}).get(part)
+    name = node["type"]
+    found = _find_class(name)
     if not (isinstance(found, type) and issubclass(found, enum.Enum)):
+        module, _, path = name.partition(":")
         raise UnsupportedStateError(
-            f"the checkpoint holds a {node['type'].replace(':', '.')}, which is not an enum imported here; "
-            f"import {module} first",
-            type=node["type"],
+            f"the checkpoint holds a {module}.{path}, which is not an enum imported here; import {module} first",
+            type=name,
         )
+    if "value" in node and issubclass(found, enum.Flag):
+        return found(_decode_int(node["value"]))
     return found[node["name"]]
+
+
+def _decode_int(node: Node) -> int:
+    return int(node["value"], 16) if isinstance(node, dict) else int(node)
+
+
+def _decode_path(node: dict[str, Any]) -> Path:
+    value = node["value"]
+    return Path(_decode_str(value) if isinstance(value, dict) else value)
+
+
+def _decode_str(node: dict[str, Any]) -> str:
+    return _from_base64(node["value"]).decode("utf-8", "surrogatepass")
 
 
 def _from_base64(text: str) -> bytes:
@@ -226,12 +269,12 @@ def _from_base64(text: str) -> bytes:
 
 
 _SIMPLE_TAGS: dict[str, Callable[[dict[str, Any]], Any]] = {
-    "int": lambda node: int(node["value"], 16),
+    "int": _decode_int,
     "float": lambda node: struct.unpack(">d", bytes.fromhex(node["bits"]))[0],
     "complex": lambda node: complex(_part(node["real"]), _part(node["imag"])),
-    "str": lambda node: _from_base64(node["value"]).decode("utf-8", "surrogatepass"),
+    "str": _decode_str,
     "bytes": lambda node: _from_base64(node["value"]),
-    "path": lambda node: Path(node["value"]),
+    "path": _decode_path,
     "datetime": lambda node: datetime.fromisoformat(node["value"]).replace(fold=node["fold"]),
     "enum": _decode_enum,
 }
@@ -239,52 +282,3 @@ _SIMPLE_TAGS: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 def _part(node: Node) -> float:
     return float(_SIMPLE_TAGS["float"](node) if isinstance(node, dict) else node)
-
-
-def iter_tensors(node: Node, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every tensor and array node below *node*, with its ``/``-joined path, in order.
-
-    Raises:
-        CorruptCheckpointError: *node* is malformed; what comes is well-formed.
-    """
-    stack: list[tuple[str, Node, int]] = [(path, node, 0)]
-    try:
-        while stack:
-            path, node, depth = stack.pop()
-            if depth > _MAX_NODE_DEPTH:
-                raise CorruptCheckpointError("the state tree is nested too deep")
-            if isinstance(node, dict) and node.get(TAG) in ("tensor", "ndarray"):
-                yield path, _checked_tensor(node)
-            else:
-                stack.extend((_below(path, key), item, depth + 1) for key, item in reversed(_parts(node)))
-    except (KeyError, TypeError, ValueError) as error:
-        raise CorruptCheckpointError(f"the state tree is malformed: {type(error).__name__}: {error}") from error
-
-
-def _parts(node: Node) -> list[tuple[Any, Node]]:
-    if isinstance(node, list):
-        return list(enumerate(node))
-    if not isinstance(node, dict):
-        return []
-    tag = node.get(TAG)
-    if tag == "tuple":
-        return list(enumerate(node["items"]))
-    if tag in ("dict", "odict"):
-        return [(_text(key), item) for key, item in node["items"]]
-    return [(key, item) for key, item in node.items() if key != TAG]
-
-
-def _checked_tensor(node: dict[str, Any]) -> dict[str, Any]:
-    shape = node["shape"]
-    if not (
-        isinstance(node["key"], str)
-        and isinstance(node["dtype"], str)
-        and isinstance(shape, list)
-        and all(type(length) is int and 0 <= length < 2**63 for length in shape)
-    ):
-        raise CorruptCheckpointError(f"a tensor in the state tree is malformed: {str(node)[:200]}")
-    return node
-
-
-def _text(key: Node) -> str:
-    return str(decode_value(key, lambda node, _: node)) if isinstance(key, dict) else str(key)

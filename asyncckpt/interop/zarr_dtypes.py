@@ -77,8 +77,8 @@ class _MlDtype(ZDType, HasItemSize):  # type: ignore[type-arg]
         return self._scalar(data)
 
     def default_scalar(self) -> Any:
-        """Zero."""
-        return self._scalar(0)
+        """The scalar whose bits are all zero; not the same as ``scalar(0)`` for float8_e8m0fnu, which has no zero."""
+        return np.zeros((), dtype=np.dtype(self._scalar))[()]
 
     @property
     def item_size(self) -> int:
@@ -120,7 +120,7 @@ class BFloat16(_MlDtype, HasEndianness):
         return value if math.isfinite(value) else "Infinity" if value > 0 else "-Infinity"
 
 
-def _float8(name: str) -> type[_MlDtype]:
+def _float8(class_name: str, name: str) -> type[_MlDtype]:
     scalar = getattr(ml_dtypes, name)
     namespace = {
         "__doc__": f"Zarr ``{name}``.",
@@ -129,31 +129,33 @@ def _float8(name: str) -> type[_MlDtype]:
         "_zarr_v3_name": name,
         "_scalar": scalar,
     }
-    return dataclass(frozen=True, kw_only=True)(type(name.title().replace("_", ""), (_MlDtype,), namespace))
+    return dataclass(frozen=True, kw_only=True)(type(class_name, (_MlDtype,), namespace))
 
+
+# Each is an attribute of this module: pyproject.toml names them as entry points, and pickle looks for them here.
+Float8E3M4 = _float8("Float8E3M4", "float8_e3m4")
+Float8E4M3 = _float8("Float8E4M3", "float8_e4m3")
+Float8E4M3B11FNUZ = _float8("Float8E4M3B11FNUZ", "float8_e4m3b11fnuz")
+Float8E4M3FN = _float8("Float8E4M3FN", "float8_e4m3fn")
+Float8E4M3FNUZ = _float8("Float8E4M3FNUZ", "float8_e4m3fnuz")
+Float8E5M2 = _float8("Float8E5M2", "float8_e5m2")
+Float8E5M2FNUZ = _float8("Float8E5M2FNUZ", "float8_e5m2fnuz")
+Float8E8M0FNU = _float8("Float8E8M0FNU", "float8_e8m0fnu")
 
 ZARR_DTYPES: dict[str, type[_MlDtype]] = {
-    "bfloat16": BFloat16,
-    **{
-        name: _float8(name)
-        for name in (
-            "float8_e3m4",
-            "float8_e4m3",
-            "float8_e4m3b11fnuz",
-            "float8_e4m3fn",
-            "float8_e4m3fnuz",
-            "float8_e5m2",
-            "float8_e5m2fnuz",
-            "float8_e8m0fnu",
-        )
-        if hasattr(ml_dtypes, name)
-    },
+    cls._zarr_v3_name: cls
+    for cls in (
+        BFloat16,
+        Float8E3M4,
+        Float8E4M3,
+        Float8E4M3B11FNUZ,
+        Float8E4M3FN,
+        Float8E4M3FNUZ,
+        Float8E5M2,
+        Float8E5M2FNUZ,
+        Float8E8M0FNU,
+    )
 }
-
-Float8E4M3FN = ZARR_DTYPES["float8_e4m3fn"]
-Float8E4M3FNUZ = ZARR_DTYPES["float8_e4m3fnuz"]
-Float8E5M2 = ZARR_DTYPES["float8_e5m2"]
-Float8E5M2FNUZ = ZARR_DTYPES["float8_e5m2fnuz"]
 
 
 def register_zarr_dtypes() -> None:

@@ -13,7 +13,7 @@ import xxhash
 
 from asyncckpt.errors import CorruptCheckpointError, InvalidOptionError, StorageError
 from asyncckpt.format.index import FileRecord
-from asyncckpt.format.tree import iter_tensors
+from asyncckpt.format.walk import iter_tensors
 from asyncckpt.model import Damage, VerifyReport
 from asyncckpt.repository.catalog import CommittedStep
 from asyncckpt.repository.names import HEADER

@@ -35,7 +35,7 @@ with atheris.instrument_imports(include=["asyncckpt.format", "asyncckpt.state", 
     from asyncckpt.format.index import decode_index
     from asyncckpt.format.layout import ArrayLayout, plan_layout
     from asyncckpt.format.metadata import decode_array_metadata, encode_array_metadata
-    from asyncckpt.format.tree import iter_tensors
+    from asyncckpt.format.walk import iter_tensors
     from asyncckpt.state.stored import array_keys, decode_tree
 
 from forge import digest, index_files, seal_header, seal_header_bytes, with_crc
