@@ -18,7 +18,7 @@ from datetime import datetime
 from pathlib import Path, PurePath
 from typing import Any
 
-from asyncckpt.errors import CorruptCheckpointError, UnsupportedStateError
+from asyncckpt.errors import CheckpointError, CorruptCheckpointError, UnsupportedStateError
 
 __all__ = ["MAX_DEPTH", "Node", "decode_value", "encode_value", "iter_tensors"]
 
@@ -33,18 +33,19 @@ EncodeLeaf = Callable[[Any, str], Node | None]
 DecodeLeaf = Callable[[dict[str, Any]], Any]
 
 
-def encode_value(value: Any, path: str, leaf: EncodeLeaf) -> Node:
+def encode_value(value: Any, path: str, leaf: EncodeLeaf, depth: int = 0) -> Node:
     """The node of *value*.
 
     Args:
         value: the value; types are matched exactly, subclasses go to *leaf*.
         path: where it is, for errors; ``/``-joined.
         leaf: makes nodes of the types this module does not know; None means it does not either.
+        depth: how many levels are above it already.
 
     Raises:
         UnsupportedStateError: no one can encode it, or it is nested deeper than `MAX_DEPTH`.
     """
-    return _Encoder(leaf).encode(value, path, 0)
+    return _Encoder(leaf).encode(value, path, depth)
 
 
 class _Encoder:
@@ -53,7 +54,7 @@ class _Encoder:
 
     def encode(self, value: Any, path: str, depth: int) -> Node:
         if depth > MAX_DEPTH:
-            raise UnsupportedStateError(f"{path[:200]} is nested more than {MAX_DEPTH} levels deep", key=path[:200])
+            raise _too_deep(path)
         kind = type(value)
         if value is None or kind is bool:
             return value
@@ -68,10 +69,11 @@ class _Encoder:
             return self._dict(value, path, depth)
         if kind is OrderedDict:
             return self._ordered(value, path, depth)
-        if isinstance(value, enum.Enum):
-            return {TAG: "enum", "type": f"{kind.__module__}:{kind.__qualname__}", "name": value.name}
+        # An enum that cannot be found by its name, such as one made in a function, could never be read again.
+        if isinstance(value, enum.Enum) and _find_class(kind.__module__, kind.__qualname__) is kind:
+            return _enum(value)
         if isinstance(value, PurePath):
-            return {TAG: "path", "value": str(value)}
+            return {TAG: "path", "value": _encode_str(str(value))}
         node = self._leaf(value, path)
         if node is None:
             raise UnsupportedStateError(
@@ -105,6 +107,8 @@ class _Encoder:
         if key is None or type(key) in (str, bool, int, float):
             return self.encode(key, path, depth)
         if type(key) is tuple:
+            if depth > MAX_DEPTH:  # an empty tuple at the bottom would escape the check in `encode`
+                raise _too_deep(path)
             return {TAG: "tuple", "items": [self._key(item, path, depth + 1) for item in key]}
         raise UnsupportedStateError(
             f"{path} has a {type(key).__qualname__} as key; keys are str, int, float, bool, None or tuples of them",
@@ -113,8 +117,29 @@ class _Encoder:
         )
 
 
+def _too_deep(path: str) -> UnsupportedStateError:
+    return UnsupportedStateError(f"{path[:200]} is nested more than {MAX_DEPTH} levels deep", key=path[:200])
+
+
 def _below(path: str, key: Any) -> str:
     return f"{path}/{key}" if path else str(key)
+
+
+def _enum(member: enum.Enum) -> Node:
+    kind = type(member)
+    node = {TAG: "enum", "type": f"{kind.__module__}:{kind.__qualname__}"}
+    # Several flags, or none, are no member of their own: Access.READ | Access.WRITE.
+    if isinstance(member, enum.Flag) and member.name not in kind.__members__:
+        return {**node, "value": _encode_int(member.value)}
+    return {**node, "name": member.name}
+
+
+def _find_class(module: str, name: str) -> Any:
+    """The object called *name* in a module that is imported already; None if there is none."""
+    found: Any = sys.modules.get(module)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found
 
 
 def _is_text(value: str) -> bool:
@@ -162,11 +187,13 @@ def decode_value(node: Node, leaf: DecodeLeaf) -> Any:
 
     Raises:
         CorruptCheckpointError: *node* is not a tree, or is nested too deep.
-        UnsupportedStateError: an enum class that is not imported in this process.
+        UnsupportedStateError: an enum class that is not imported in this process, or a member it lacks.
     """
     try:
         return _Decoder(leaf).decode(node, 0)
-    except (KeyError, TypeError, ValueError, AttributeError, binascii.Error, struct.error) as error:
+    except CheckpointError:  # some are TypeErrors, too
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, binascii.Error, struct.error) as error:
         raise CorruptCheckpointError(f"the state tree is malformed: {type(error).__name__}: {error}") from error
 
 
@@ -205,29 +232,42 @@ class _Decoder:
 def _decode_enum(node: dict[str, Any]) -> enum.Enum:
     # Only classes this process has imported by itself: a checkpoint must never cause an import.
     module, _, name = node["type"].partition(":")
-    found: Any = sys.modules.get(module)
-    for part in name.split("."):
-        found = getattr(found, part, None)
+    found = _find_class(module, name)
     if not (isinstance(found, type) and issubclass(found, enum.Enum)):
         raise UnsupportedStateError(
             f"the checkpoint holds a {node['type'].replace(':', '.')}, which is not an enum imported here; "
             f"import {module} first",
             type=node["type"],
         )
-    return found[node["name"]]
+    try:
+        return found(_decode_int(node["value"])) if "value" in node else found[node["name"]]
+    except (KeyError, ValueError):
+        raise UnsupportedStateError(
+            f"the checkpoint holds {node.get('name', node.get('value'))!r} of {node['type'].replace(':', '.')}, "
+            "which has no such member now",
+            type=node["type"],
+        ) from None
+
+
+def _decode_int(node: Node) -> int:
+    return int(node["value"], 16) if isinstance(node, dict) else int(node)
 
 
 def _from_base64(text: str) -> bytes:
     return base64.b64decode(text, validate=True)
 
 
+def _decode_str(node: Node) -> str:
+    return node if isinstance(node, str) else _from_base64(node["value"]).decode("utf-8", "surrogatepass")
+
+
 _SIMPLE_TAGS: dict[str, Callable[[dict[str, Any]], Any]] = {
-    "int": lambda node: int(node["value"], 16),
+    "int": _decode_int,
     "float": lambda node: struct.unpack(">d", bytes.fromhex(node["bits"]))[0],
     "complex": lambda node: complex(_part(node["real"]), _part(node["imag"])),
-    "str": lambda node: _from_base64(node["value"]).decode("utf-8", "surrogatepass"),
+    "str": _decode_str,
     "bytes": lambda node: _from_base64(node["value"]),
-    "path": lambda node: Path(node["value"]),
+    "path": lambda node: Path(_decode_str(node["value"])),
     "datetime": lambda node: datetime.fromisoformat(node["value"]).replace(fold=node["fold"]),
     "enum": _decode_enum,
 }

@@ -164,7 +164,7 @@ def _custom(node: dict[str, Any]) -> StoredCustom:
 
 
 def _optimizer(node: dict[str, Any]) -> StoredOptimizer:
-    parameters = parameters_from_nodes(node["parameters"], node["modules"])
+    parameters = parameters_from_nodes(_decode(node["parameters"]), _decode(node["modules"]))
     sizes = _shape(node["group_sizes"])
     groups, extra_state, extra = (_decode(node[name]) for name in RESERVED)
     stored = StoredOptimizer(parameters, sizes, groups, _decode(node["slots"]), extra_state, extra)
