@@ -17,7 +17,7 @@ from datetime import datetime
 from pathlib import Path, PurePath
 from typing import Any
 
-from asyncckpt.errors import CorruptCheckpointError, UnsupportedStateError
+from asyncckpt.errors import CheckpointError, CorruptCheckpointError, UnsupportedStateError
 
 __all__ = ["MAX_DEPTH", "TAG", "Node", "below", "decode_value", "encode_value"]
 
@@ -35,18 +35,19 @@ DecodeLeaf = Callable[[dict[str, Any], int], Any]
 """Makes the value of a node, given how deep it is."""
 
 
-def encode_value(value: Any, path: str, leaf: EncodeLeaf) -> Node:
+def encode_value(value: Any, path: str, leaf: EncodeLeaf, depth: int = 0) -> Node:
     """The node of *value*.
 
     Args:
         value: the value; types are matched exactly, subclasses go to *leaf*.
         path: where it is, for errors; ``/``-joined.
         leaf: makes nodes of the types this module does not know; None means it does not either.
+        depth: how many levels are above it already.
 
     Raises:
         UnsupportedStateError: no one can encode it, or it is nested deeper than `MAX_DEPTH`.
     """
-    return _Encoder(leaf).encode(value, path, 0)
+    return _Encoder(leaf).encode(value, path, depth)
 
 
 class _Encoder:
@@ -55,7 +56,7 @@ class _Encoder:
 
     def encode(self, value: Any, path: str, depth: int) -> Node:
         if depth > MAX_DEPTH:
-            raise UnsupportedStateError(f"{path[:200]} is nested more than {MAX_DEPTH} levels deep", key=path[:200])
+            raise _too_deep(path)
         kind = type(value)
         if value is None or kind is bool:
             return value
@@ -70,11 +71,18 @@ class _Encoder:
             return self._dict(value, path, depth)
         if kind is OrderedDict:
             return self._ordered(value, path, depth)
-        if isinstance(value, enum.Enum):
-            return _encode_enum(value, path)
+        if isinstance(value, enum.Enum) and _find_class(_enum_name(kind)) is kind:
+            return _encode_enum(value)
         if isinstance(value, PurePath):
             return {TAG: "path", "value": _encode_str(str(value))}
         node = self._leaf(value, path)
+        if node is None and isinstance(value, enum.Enum):
+            raise UnsupportedStateError(
+                f"{path} is a member of the enum {kind.__qualname__}, which no restore could find: define it at the "
+                f"top level of {kind.__module__}",
+                key=path,
+                type=f"{kind.__module__}.{kind.__qualname__}",
+            )
         if node is None:
             raise UnsupportedStateError(
                 f"{path} holds a {kind.__module__}.{kind.__qualname__}, which cannot be stored; remove it from the "
@@ -106,7 +114,9 @@ class _Encoder:
     def _key(self, key: Any, path: str, depth: int) -> Node:
         if key is None or type(key) in (str, bool, int, float):
             return self.encode(key, path, 0)
-        if type(key) is tuple and depth <= MAX_DEPTH:
+        if type(key) is tuple:
+            if depth > MAX_DEPTH:  # an empty tuple at the bottom would escape the check in `encode`
+                raise _too_deep(path)
             return {TAG: "tuple", "items": [self._key(item, path, depth + 1) for item in key]}
         raise UnsupportedStateError(
             f"{path} has a {type(key).__qualname__} as key; keys are str, int, float, bool, None or (not too "
@@ -116,9 +126,26 @@ class _Encoder:
         )
 
 
+def _too_deep(path: str) -> UnsupportedStateError:
+    return UnsupportedStateError(f"{path[:200]} is nested more than {MAX_DEPTH} levels deep", key=path[:200])
+
+
 def below(path: str, key: Any) -> str:
     """The path of what *key* names in the container at *path*."""
     return f"{path}/{key}" if path else str(key)
+
+
+def _find_class(name: str) -> Any:
+    """What is called ``module:QualName`` here; None if there is nothing.
+
+    Only in modules this process has imported by itself, and never through ``getattr``, which modules
+    may use to import more: a checkpoint must not cause an import.
+    """
+    module, _, path = name.partition(":")
+    found: Any = sys.modules.get(module)
+    for part in path.split("."):
+        found = getattr(found, "__dict__", {}).get(part)
+    return found
 
 
 def _is_text(value: str) -> bool:
@@ -143,32 +170,17 @@ def _encode_str(value: str) -> Node:
     return {TAG: "str", "value": _base64(value.encode("utf-8", "surrogatepass"))}
 
 
-def _encode_enum(value: enum.Enum, path: str) -> Node:
-    kind = type(value)
-    node = {TAG: "enum", "type": f"{kind.__module__}:{kind.__qualname__}"}
-    if _find_class(node["type"]) is not kind:
-        raise UnsupportedStateError(
-            f"{path} is a member of the enum {kind.__qualname__}, which no restore could find: define it at the top "
-            f"level of {kind.__module__}",
-            key=path,
-            type=f"{kind.__module__}.{kind.__qualname__}",
-        )
-    if isinstance(value, enum.Flag) and value.name not in kind.__members__:
-        return {**node, "value": _encode_int(value.value)}  # a combination, or none
-    return {**node, "name": value.name}
+def _enum_name(kind: type[enum.Enum]) -> str:
+    return f"{kind.__module__}:{kind.__qualname__}"
 
 
-def _find_class(name: str) -> Any:
-    """What is called ``module:QualName`` here.
-
-    Only in modules this process has imported by itself, and never through ``getattr``, which modules
-    may use to import more: a checkpoint must not cause an import.
-    """
-    module, _, path = name.partition(":")
-    found: Any = sys.modules.get(module)
-    for part in path.split("."):
-        found = getattr(found, "__dict__", {}).get(part)
-    return found
+def _encode_enum(member: enum.Enum) -> Node:
+    kind = type(member)
+    node = {TAG: "enum", "type": _enum_name(kind)}
+    # Several flags, or none, are no member of their own: Access.READ | Access.WRITE.
+    if isinstance(member, enum.Flag) and member.name not in kind.__members__:
+        return {**node, "value": _encode_int(member.value)}
+    return {**node, "name": member.name}
 
 
 def _base64(data: bytes) -> str:
@@ -195,11 +207,11 @@ def decode_value(node: Node, leaf: DecodeLeaf, depth: int = 0) -> Any:
 
     Raises:
         CorruptCheckpointError: *node* is not a tree, or is nested too deep.
-        UnsupportedStateError: an enum class that is not imported in this process.
+        UnsupportedStateError: an enum class that is not imported in this process, or a member it lacks.
     """
     try:
         return _Decoder(leaf).decode(node, depth)
-    except UnsupportedStateError:  # also a TypeError; not damage, which a restore would fall back from
+    except CheckpointError:  # UnsupportedStateError is also a TypeError, and not damage that a restore falls back from
         raise
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError, struct.error) as error:
         raise CorruptCheckpointError(f"the state tree is malformed: {type(error).__name__}: {error}") from error
@@ -246,22 +258,24 @@ def _decode_enum(node: dict[str, Any]) -> enum.Enum:
             f"the checkpoint holds a {module}.{path}, which is not an enum imported here; import {module} first",
             type=name,
         )
-    if "value" in node and issubclass(found, enum.Flag):
-        return found(_decode_int(node["value"]))
-    return found[node["name"]]
+    try:
+        if "value" in node and issubclass(found, enum.Flag):
+            return found(_decode_int(node["value"]))
+        return found[node["name"]]
+    except (KeyError, ValueError):
+        raise UnsupportedStateError(
+            f"the checkpoint holds {str(node.get('name', node.get('value')))[:100]} of {name.replace(':', '.')}, which "
+            "has no such member now",
+            type=name,
+        ) from None
 
 
 def _decode_int(node: Node) -> int:
     return int(node["value"], 16) if isinstance(node, dict) else int(node)
 
 
-def _decode_path(node: dict[str, Any]) -> Path:
-    value = node["value"]
-    return Path(_decode_str(value) if isinstance(value, dict) else value)
-
-
-def _decode_str(node: dict[str, Any]) -> str:
-    return _from_base64(node["value"]).decode("utf-8", "surrogatepass")
+def _decode_str(node: Node) -> str:
+    return node if isinstance(node, str) else _from_base64(node["value"]).decode("utf-8", "surrogatepass")
 
 
 def _from_base64(text: str) -> bytes:
@@ -274,7 +288,7 @@ _SIMPLE_TAGS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "complex": lambda node: complex(_part(node["real"]), _part(node["imag"])),
     "str": _decode_str,
     "bytes": lambda node: _from_base64(node["value"]),
-    "path": _decode_path,
+    "path": lambda node: Path(_decode_str(node["value"])),
     "datetime": lambda node: datetime.fromisoformat(node["value"]).replace(fold=node["fold"]),
     "enum": _decode_enum,
 }

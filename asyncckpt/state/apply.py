@@ -12,7 +12,7 @@ from asyncckpt.errors import InvalidOptionError
 from asyncckpt.format.tree import Node
 from asyncckpt.model import Mismatch
 from asyncckpt.state.fresh import Fresh, ScratchTensors
-from asyncckpt.state.loader import Copies, Loader, copy_all
+from asyncckpt.state.loader import GENERATORS, Copies, Loader, copy_all
 from asyncckpt.state.merge import MergedTuple, Part, Take
 from asyncckpt.state.planner import Planner
 from asyncckpt.state.selection import Only, Selection
@@ -69,9 +69,7 @@ class ApplyPlan:
         updates: list[Callable[[], None]] = []
         values = {name: part.evaluate(fresh, updates) for name, part in self._parts.items()}
         loaders = sorted(self._planner.loaders, key=lambda loader: loader.rank)
-        # Generators first: asking other objects for their present state may draw from them.
-        for loader in reversed(loaders):
-            loader.prepare(fresh)
+        _prepare_all(loaders, fresh)
         _load_all(loaders)
         for loader in loaders:
             loader.finish()
@@ -89,6 +87,18 @@ class ApplyPlan:
                 self._state[name] = value
 
 
+def _prepare_all(loaders: list[Loader], fresh: Fresh) -> None:
+    # Generators, which are last, first: asking other objects for their present state may draw from them.
+    prepared: list[Loader] = []
+    try:
+        for loader in reversed(loaders):
+            loader.prepare(fresh)
+            prepared.append(loader)
+    except BaseException as error:
+        _undo_all([loader for loader in prepared if loader.rank == GENERATORS], error)
+        raise
+
+
 def _load_all(loaders: list[Loader]) -> None:
     begun: list[Loader] = []
     try:
@@ -97,12 +107,18 @@ def _load_all(loaders: list[Loader]) -> None:
             loader.load()
     except BaseException as error:
         error.add_note(f"asyncckpt: while restoring {begun[-1].path!r}; what had been loaded was put back")
-        for loader in reversed(begun):
-            try:
-                loader.undo()
-            except Exception as second:  # the first error is the one to report
-                error.add_note(f"asyncckpt: {loader.path!r} could not be put back: {second!r}")
+        # Generators were taken down before anything else could draw from them, and undoing may draw, too.
+        generators = [loader for loader in loaders if loader.rank == GENERATORS]
+        _undo_all([*reversed([loader for loader in begun if loader.rank != GENERATORS]), *generators], error)
         raise
+
+
+def _undo_all(loaders: list[Loader], error: BaseException) -> None:
+    for loader in loaders:
+        try:
+            loader.undo()
+        except Exception as second:  # the first error is the one to report
+            error.add_note(f"asyncckpt: {loader.path!r} could not be put back: {second!r}")
 
 
 def plan_apply(state: Mapping[str, Any], tree: Node, only: Only = None, strict: bool = True) -> ApplyPlan:

@@ -53,6 +53,13 @@ class ModuleBackup:
     """Parameters and buffers of a module: which they are, and what is in them."""
 
     def __init__(self, module: nn.Module) -> None:
+        # A lazy tensor changes its class and memory when it is loaded; it is empty until then.
+        self._lazy = [
+            (tensor, type(tensor), tensor.data)
+            for part in module.modules()
+            for tensor in (*part._parameters.values(), *part._buffers.values())
+            if tensor is not None and is_lazy(tensor)
+        ]
         self._members = [(part, dict(part._parameters), dict(part._buffers)) for part in module.modules()]
         self._contents = TensorBackup(
             tensor
@@ -73,6 +80,8 @@ class ModuleBackup:
             part._parameters.update(parameters)
             part._buffers.clear()
             part._buffers.update(buffers)
+        for tensor, kind, data in self._lazy:
+            tensor.data, tensor.__class__ = data, kind  # type: ignore[assignment]
         self._contents.restore()
         for part, state in self._extra:
             part.set_extra_state(state)

@@ -14,7 +14,7 @@ from asyncckpt.errors import UnsupportedStateError
 from asyncckpt.format.paths import escape_component
 from asyncckpt.format.tree import MAX_DEPTH, Node
 from asyncckpt.state.arrays import encode_scalar
-from asyncckpt.state.keys import components, has_plain_keys
+from asyncckpt.state.keys import components, has_plain_keys, is_json_text
 from asyncckpt.state.leaves import LeafCollector
 from asyncckpt.state.modules import ModuleState, canonical_names, read_module
 from asyncckpt.state.optimizer import (
@@ -26,7 +26,7 @@ from asyncckpt.state.optimizer import (
     view_optimizer,
 )
 from asyncckpt.state.param_names import ParameterNames
-from asyncckpt.state.places import Finished, Place, encode_plain, finished_parts
+from asyncckpt.state.places import Place, encode_plain, finished, finished_parts
 from asyncckpt.state.registry import TypeCodec, codec_for
 from asyncckpt.state.rng import RNG
 from asyncckpt.state.stateful import Stateful, is_stateful
@@ -63,7 +63,7 @@ class StateEncoder:
         if kind in PLAIN_KINDS:
             return self.leaves.add_tensor(value, place.key, place.path)
         if kind in _SCALARS:
-            return encode_plain(value, place.path)
+            return encode_plain(value, place)
         if place.depth > MAX_DEPTH:
             raise UnsupportedStateError(
                 f"{place.path[:200]} is nested more than {MAX_DEPTH} levels deep", key=place.path[:200]
@@ -73,7 +73,7 @@ class StateEncoder:
         if kind is list:
             return self._encode_list(value, place)
         if kind is tuple:
-            return encode_plain(tuple(map(Finished, self._encode_list(value, place))), place.path)
+            return encode_plain(tuple(map(finished, self._encode_list(value, place))), place)
         if kind is OrderedDict:
             return self._encode_ordered(value, place)
         return self._encode_other(value, place)
@@ -87,25 +87,24 @@ class StateEncoder:
 
     def _encode_dict(self, value: dict[Any, Any], place: Place) -> Node:
         if set(map(type, value.values())) <= _SCALARS:
-            return encode_plain(value, place.path)
+            return encode_plain(value, place)
         nodes = self._encode_values(value, place)
         if has_plain_keys(nodes):
             return nodes
-        return encode_plain({key: Finished(node) for key, node in nodes.items()}, place.path)
+        return encode_plain(finished_parts(nodes), place)
 
     def _encode_ordered(self, value: OrderedDict[Any, Any], place: Place) -> Node:
-        nodes = self._encode_values(value, place)
-        copy = OrderedDict((key, Finished(node)) for key, node in nodes.items())
+        copy = OrderedDict(finished_parts(self._encode_values(value, place)))
         if hasattr(value, "_metadata"):
             copy._metadata = value._metadata  # type: ignore[attr-defined]
-        return encode_plain(copy, place.path)
+        return encode_plain(copy, place)
 
     def _encode_values(self, value: dict[Any, Any], place: Place) -> dict[Any, Node]:
         return dict(zip(value, self._encode_items(value.items(), components(value.keys()), place), strict=True))
 
     def _encode_list(self, value: list[Any] | tuple[Any, ...], place: Place) -> list[Node]:
         if set(map(type, value)) <= _SCALARS:
-            plain: list[Node] = encode_plain(list(value), place.path)
+            plain: list[Node] = encode_plain(list(value), place)
             return plain
         return self._encode_items(enumerate(value), map(str, range(len(value))), place)
 
@@ -140,7 +139,7 @@ class StateEncoder:
             return {"$": "torch.Size", "items": list(value)}
         if is_stateful(value):
             return self._encode_object(value, place)
-        return encode_plain(value, place.path)
+        return encode_plain(value, place)
 
     def _encode_registered(self, value: Any, codec: TypeCodec, place: Place) -> Node:
         # A defaultdict is a container of the user's like a dict, and is restored in place like one.
@@ -182,11 +181,11 @@ class StateEncoder:
         items = zip(state.names, live.values(), strict=True)
         nodes = dict(zip(state.names, self._encode_items(items, keys, place.inside()), strict=True))
         if type(live) is dict:
-            return nodes if has_plain_keys(nodes) else encode_plain(finished_parts(nodes), place.path)
+            return nodes if has_plain_keys(nodes) else encode_plain(finished_parts(nodes), place)
         # As the tree module writes an OrderedDict, without visiting every entry again.
         node: dict[str, Node] = {"$": "odict", "items": [[name, part] for name, part in nodes.items()]}
         if not has_plain_keys(nodes):
-            node = encode_plain(OrderedDict(finished_parts(nodes)), place.path)
+            node = encode_plain(OrderedDict(finished_parts(nodes)), place)
         metadata = getattr(live, "_metadata", None)
         if metadata is not None:
             node["meta"] = self._encode_metadata(state, metadata, place)
@@ -199,12 +198,12 @@ class StateEncoder:
         for name, entry in metadata.items():
             version = entry.get("version") if type(entry) is dict and len(entry) == 1 else None
             if type(version) is not int:
-                nodes[state.rename(name)] = self.encode(entry, place.inside())
+                nodes[state.rename(name)] = self.encode(entry, place.inside().inside())
                 continue
             if version not in known:
-                known[version] = {"version": version}
+                known[version] = self.encode(entry, place.inside().inside())
             nodes[state.rename(name)] = known[version]
-        return nodes if has_plain_keys(nodes) else encode_plain(finished_parts(nodes), place.path)
+        return nodes if has_plain_keys(nodes) else encode_plain(finished_parts(nodes), place)
 
     # -- optimizers ----------------------------------------------------------------------------
 
@@ -221,6 +220,8 @@ class StateEncoder:
         owners = self._names.find(view.parameters)
         labels = labels_of(owners)
         parameters, modules = parameters_to_nodes(view, labels, owners)
+        if not is_json_text("".join([*modules, *(owner.name for owner in owners if owner is not None)])):
+            parameters, modules = encode_plain(parameters, place), encode_plain(modules, place)
         slots = transpose(view, labels)
         slot_names = components([*RESERVED, *slots])[len(RESERVED) :]
         label_names = dict(zip(labels, components(labels), strict=True))
@@ -229,12 +230,12 @@ class StateEncoder:
             below = place.below(slot, name)
             parts = self._encode_items(values.items(), [label_names[label] for label in values], below)
             by_label = dict(zip(values, parts, strict=True))
-            nodes[slot] = by_label if has_plain_keys(by_label) else encode_plain(finished_parts(by_label), below.path)
+            nodes[slot] = by_label if has_plain_keys(by_label) else encode_plain(finished_parts(by_label), below)
         node: dict[str, Node] = {
             "modules": modules,
             "parameters": parameters,
             "group_sizes": view.group_sizes,
-            "slots": nodes if has_plain_keys(nodes) else encode_plain(finished_parts(nodes), place.path),
+            "slots": nodes if has_plain_keys(nodes) else encode_plain(finished_parts(nodes), place),
         }
         for name, rest in zip(RESERVED, (view.groups, view.extra_state, view.extra), strict=True):
             node[name] = self.encode(rest, place.below(name, name))

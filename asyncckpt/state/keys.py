@@ -7,7 +7,7 @@ from typing import Any
 
 from asyncckpt.format.paths import escape_component
 
-__all__ = ["components", "has_plain_keys"]
+__all__ = ["components", "has_plain_keys", "is_json_text"]
 
 
 def components(keys: Collection[Any]) -> list[str]:
@@ -35,10 +35,13 @@ def _claim(key: Any, taken: set[str]) -> str:
 
 def has_plain_keys(mapping: dict[Any, Any]) -> bool:
     """Whether *mapping* is a plain JSON object in a tree: text keys, none of them the tag ``"$"``."""
-    if not set(map(type, mapping)) <= {str} or "$" in mapping:
-        return False
+    return set(map(type, mapping)) <= {str} and "$" not in mapping and is_json_text("".join(mapping))
+
+
+def is_json_text(text: str) -> bool:
+    """Whether JSON can hold *text*: it has no lone surrogates."""
     try:
-        "".join(mapping).encode()
-    except UnicodeEncodeError:  # lone surrogates are no JSON
+        text.encode()
+    except UnicodeEncodeError:
         return False
     return True

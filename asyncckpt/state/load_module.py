@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from asyncckpt.errors import StateMismatchError
 from asyncckpt.state.backup import ModuleBackup
@@ -16,11 +17,11 @@ from asyncckpt.state.loader import Copies, copy_all
 from asyncckpt.state.modules import ModuleState
 from asyncckpt.state.problems import Problems, why_tensor_differs
 from asyncckpt.state.selection import Selection
-from asyncckpt.state.stored import array_keys
+from asyncckpt.state.stored import StoredTensor, array_keys
 from asyncckpt.state.tensors import wrap_like
 from asyncckpt.state.torch_types import is_bytes_only
 
-__all__ = ["ModuleLoader", "compare_module", "runs_own_code"]
+__all__ = ["ModuleLoader", "compare_module", "runs_own_code", "would_be_cast"]
 
 
 def compare_module(
@@ -48,6 +49,14 @@ def compare_module(
     return entries, problems
 
 
+def would_be_cast(state: ModuleState, stored: Mapping[str, Any]) -> bool:
+    """Whether ``load_state_dict`` would turn an entry into another type, which rounds, without a word."""
+    return any(
+        type(value) is StoredTensor and isinstance(live, torch.Tensor) and live.dtype is not value.dtype
+        for live, value in zip(state.live.values(), map(stored.get, state.names), strict=True)
+    )
+
+
 def runs_own_code(module: nn.Module, live: Mapping[str, Any]) -> bool:
     """Whether ``load_state_dict`` of *module* may do anything but copy into parameters and buffers.
 
@@ -60,7 +69,7 @@ def runs_own_code(module: nn.Module, live: Mapping[str, Any]) -> bool:
 
 
 def _is_odd(tensor: torch.Tensor) -> bool:
-    return tensor.is_inference() or is_bytes_only(tensor.dtype)
+    return is_lazy(tensor) or tensor.is_inference() or is_bytes_only(tensor.dtype)
 
 
 def _has_own_code(part: nn.Module) -> bool:
@@ -137,11 +146,15 @@ class ModuleLoader:
         if not self._own_code:
             return
         live = self._state.live.values()
-        is_inference = any(isinstance(value, torch.Tensor) and value.is_inference() for value in live)
+        is_inference = any(
+            isinstance(value, torch.Tensor) and not is_lazy(value) and value.is_inference() for value in live
+        )
         with torch.inference_mode() if is_inference else torch.no_grad():
             try:
                 self._module.load_state_dict(self._value, strict=self._strict)
             except RuntimeError as error:
+                if not str(error).startswith("Error(s) in loading state_dict"):  # a hook's, not torch's verdict
+                    raise
                 raise StateMismatchError(f"{self.path} does not fit its module: {error}") from error
 
     def undo(self) -> None:

@@ -51,7 +51,8 @@ class OptimizerLoader:
         self._view = view
         self._stored = stored
         self._match = match
-        self._is_override = type(optimizer).load_state_dict is not Optimizer.load_state_dict
+        # Asked of the instance, which may have been patched.
+        self._is_override = getattr(optimizer.load_state_dict, "__func__", None) is not Optimizer.load_state_dict
         # Nobody but torch sees the values, so they need not be copies, nor even the right values yet.
         self._is_pure = not (
             self._is_override
@@ -189,7 +190,8 @@ class OptimizerLoader:
                 return old
         elif loaded.dtype is stored.dtype and not _share_memory(loaded, scratch):
             return loaded
-        return exact if exact is loaded else wrap_like(owned_copy(exact, loaded.device), loaded)
+        # `loaded` may be the scratch tensor itself: torch keeps what already has the right type and device.
+        return wrap_like(owned_copy(exact, loaded.device), loaded)
 
     def _report_changed_types(self) -> None:
         for index, wanted in enumerate(self._wanted):

@@ -13,7 +13,10 @@ from asyncckpt.state.stateful import Stateful
 from asyncckpt.state.stored import array_keys
 from asyncckpt.state.tensors import copy_exact
 
-__all__ = ["Copies", "Loader", "ObjectLoader", "copy_all"]
+__all__ = ["GENERATORS", "OBJECTS", "Copies", "Loader", "ObjectLoader", "copy_all"]
+
+OBJECTS, GENERATORS = 0, 3
+"""Ranks of `ObjectLoader`; modules and optimizers are between."""
 
 Copies = list[tuple[torch.Tensor, torch.Tensor]]
 """Pairs of target and source that cannot fail to be copied."""
@@ -71,17 +74,19 @@ class ObjectLoader:
     def prepare(self, fresh: Fresh) -> None:
         try:
             live = self._target.state_dict()
-            self._before, self._has_before = copied(live), True
         except Exception:  # an object that was never used may have no state to give, and none to go back to
             live = None
+        else:
+            self._before, self._has_before = copied(live), True
         self._value = fresh.value(self._stored, live)
 
     def load(self) -> None:
         self._target.load_state_dict(self._value)
 
     def undo(self) -> None:
-        if self._has_before:
-            self._target.load_state_dict(self._before)
+        if not self._has_before:
+            raise RuntimeError("it had no state to go back to")
+        self._target.load_state_dict(self._before)
 
     def finish(self) -> None:
         self._value = self._before = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -29,7 +30,8 @@ def match_optimizer(
 ) -> tuple[OptimizerMatch, Problems]:
     """Match by name; by position where there are no names.
 
-    Groups that have the same parameters belong together wherever they are; else the position decides.
+    Groups belong together that have most parameters in common, wherever they are; those without any take
+    what is left, in order. When two claim the same one, the position decides.
     """
     problems = Problems()
     labels = labels_of(owners)
@@ -50,7 +52,7 @@ def match_optimizer(
     for position, parameter in enumerate(stored.parameters):
         if position not in known:
             problems.unexpected(f"{path}/{parameter.label}")
-    groups = _match_groups(view.group_sizes, parameters, stored)
+    groups = _match_groups(view.group_sizes, matched, stored)
     if len(view.group_sizes) != len(stored.group_sizes):
         problems.mismatched(
             f"{path}/param_groups",
@@ -94,17 +96,18 @@ def _find(
 
 
 def _match_groups(sizes: Sequence[int], parameters: Sequence[int | None], stored: StoredOptimizer) -> list[int | None]:
-    members: list[frozenset[int | None]] = []
-    start = 0
-    for size in sizes:
-        members.append(frozenset(parameters[start : start + size]))
-        start += size
-    there: dict[frozenset[int | None], int] = {
-        frozenset(positions): index for index, positions in enumerate(stored.positions())
-    }
-    by_members = [there.get(group) for group in members]
-    if None not in by_members and len(set(by_members)) == len(stored.group_sizes) == len(sizes):
-        return by_members
     if len(sizes) != len(stored.group_sizes):
         return [None] * len(sizes)
-    return list(range(len(sizes)))
+    group_of = {position: index for index, positions in enumerate(stored.positions()) for position in positions}
+    found: list[int | None] = []
+    start = 0
+    for size in sizes:
+        members = parameters[start : start + size]
+        counts = Counter(group_of[position] for position in members if position is not None)
+        found.append(counts.most_common(1)[0][0] if counts else None)
+        start += size
+    claimed = [index for index in found if index is not None]
+    if len(set(claimed)) != len(claimed):
+        return list(range(len(sizes)))
+    rest = (index for index in range(len(sizes)) if index not in claimed)
+    return [next(rest) if index is None else index for index in found]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict, defaultdict, deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -101,7 +101,7 @@ class MergedTuple:
         return _taken(self.parts)
 
 
-REFILLABLE: tuple[type, ...] = (dict, OrderedDict, defaultdict, Counter, set, deque)
+REFILLABLE: tuple[type, ...] = (Counter, set, deque)
 """Mutable containers whose contents can be exchanged; exact types, whose methods cannot fail."""
 
 

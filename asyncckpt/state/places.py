@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from asyncckpt.format.tree import Node, encode_value
 
-__all__ = ["Finished", "Place", "encode_plain", "finished_parts"]
+__all__ = ["Place", "encode_plain", "finished", "finished_parts"]
 
 
 class Place(NamedTuple):
@@ -44,11 +44,16 @@ class Finished:
         self.node = node
 
 
-def encode_plain(value: Any, path: str) -> Node:
-    """Let the tree module encode *value*, whose parts may be finished nodes already."""
-    return encode_value(value, path, lambda part, _: part.node if type(part) is Finished else None)
+def encode_plain(value: Any, place: Place) -> Node:
+    """Let the tree module encode *value* at *place*; its parts may be finished nodes already."""
+    return encode_value(value, place.path, lambda part, _: part.node if type(part) is Finished else None, place.depth)
 
 
-def finished_parts(nodes: Mapping[Any, Node]) -> dict[Any, Finished]:
+def finished(node: Node) -> Finished | None:
+    """*node* as a part of a container for `encode_plain`, where None means an unknown type, so it stays itself."""
+    return None if node is None else Finished(node)
+
+
+def finished_parts(nodes: Mapping[Any, Node]) -> dict[Any, Finished | None]:
     """*nodes* ready for `encode_plain`."""
-    return {key: Finished(node) for key, node in nodes.items()}
+    return {key: finished(node) for key, node in nodes.items()}

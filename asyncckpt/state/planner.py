@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,15 +13,17 @@ from torch.nn.parameter import is_lazy
 
 from asyncckpt.errors import InvalidOptionError
 from asyncckpt.state.arrays import Array
-from asyncckpt.state.load_module import ModuleLoader, compare_module, runs_own_code
+from asyncckpt.state.live import find_modules, holds_objects
+from asyncckpt.state.load_module import ModuleLoader, compare_module, runs_own_code, would_be_cast
 from asyncckpt.state.load_optimizer import OptimizerLoader
-from asyncckpt.state.loader import Loader, ObjectLoader
+from asyncckpt.state.loader import GENERATORS, OBJECTS, Loader, ObjectLoader
 from asyncckpt.state.match_optimizer import match_optimizer
 from asyncckpt.state.merge import REFILLABLE, Keep, MergedDict, MergedList, MergedTuple, Part, Refill, Take
 from asyncckpt.state.modules import ModuleState, canonical_names, read_module
 from asyncckpt.state.optimizer import OptimizerView, StoredOptimizer, view_optimizer
 from asyncckpt.state.param_names import ParameterNames
 from asyncckpt.state.problems import Problems, describe, why_array_differs, why_tensor_differs
+from asyncckpt.state.registry import codec_for
 from asyncckpt.state.rng import RNG
 from asyncckpt.state.selection import Selection
 from asyncckpt.state.stateful import Stateful, is_stateful
@@ -30,8 +32,8 @@ from asyncckpt.state.stored import StoredArray, StoredCustom, StoredQuantized, S
 __all__ = ["Planner"]
 
 _DICTS = (dict, OrderedDict, defaultdict)
+_SEQUENCES = (list, tuple)
 _TENSORS = (StoredTensor, StoredArray, StoredQuantized)
-_OBJECTS, _GENERATORS = 0, 3
 
 
 class Planner:
@@ -70,7 +72,7 @@ class Planner:
     def _parameter_names(self, state: Mapping[str, Any]) -> ParameterNames:
         """From all modules, in the order of the state: also those that ``only=`` excludes have names."""
         names = ParameterNames()
-        for path, module in _modules(state, ""):
+        for path, module in find_modules(state):
             names.add(path, module, self._module_states.get(path))
         return names
 
@@ -87,6 +89,8 @@ class Planner:
         return parts
 
     def _visit(self, live: Any, stored: Any, path: str) -> Part:
+        if type(stored) is StoredCustom and _is_registered(live):
+            return Take(stored)
         if isinstance(live, torch.Tensor):
             return self._visit_tensor(live, stored, path)
         if isinstance(live, np.ndarray):
@@ -119,18 +123,17 @@ class Planner:
     def _visit_value(self, live: Any, stored: Any, path: str) -> Part:
         kind = type(live)
         if kind in _DICTS and type(stored) is StoredCustom and stored.name == "collections:defaultdict":
-            stored = stored.value["items"]
+            stored = stored.value.get("items") if isinstance(stored.value, dict) else None
         elif kind in _DICTS and type(stored) is StoredOptimizer:
             stored = stored.standard()
         if kind in _DICTS and isinstance(stored, dict):
             return self._visit_dict(live, stored, path)
-        if kind is list and type(stored) is list:
-            return MergedList(live, self._visit_elements(live, stored, path))
-        if kind is tuple and type(stored) is tuple:
-            return MergedTuple(live, self._visit_elements(live, stored, path))
+        if kind in _SEQUENCES and type(stored) in _SEQUENCES and (kind is type(stored) or holds_objects(live)):
+            elements = self._visit_elements(live, stored, path)
+            return MergedList(live, elements) if kind is list else MergedTuple(live, elements)
         if kind in REFILLABLE and type(stored) is StoredCustom:
             return Refill(live, stored)
-        if live is not None and _is_container(live) != _is_container(stored):
+        if live is not None and (_is_container(live) != _is_container(stored) or holds_objects(live)):
             self.problems.mismatched(path, f"the checkpoint has {describe(stored)}, here it is a {kind.__qualname__}")
             return Keep(live)
         return Take(stored)
@@ -155,7 +158,7 @@ class Planner:
         parts = [self._visit(own, there, f"{path}/{index}") for index, (own, there) in pairs]
         parts += [Take(there) for there in stored[len(live) :]]
         for index, own in enumerate(live[len(stored) :], len(stored)):
-            if _holds_objects(own):
+            if holds_objects(own):
                 self.problems.missing(f"{path}/{index}")
                 parts.append(Keep(own))
         return parts
@@ -180,7 +183,7 @@ class Planner:
             if view is not None and type(stored) is StoredOptimizer:
                 self._optimizers.append(lambda names: self._visit_optimizer(live, view, stored, path, names))
                 return
-        self.loaders.append(ObjectLoader(live, stored, path, _GENERATORS if isinstance(live, RNG) else _OBJECTS))
+        self.loaders.append(ObjectLoader(live, stored, path, GENERATORS if isinstance(live, RNG) else OBJECTS))
 
     def _visit_module(self, module: nn.Module, state: ModuleState, stored: Any, path: str) -> None:
         self._module_states[path] = state
@@ -190,7 +193,13 @@ class Planner:
         own_code = runs_own_code(module, state.live)
         entries, problems = compare_module(state, stored, path, self._selection)
         # Its hooks may rename or convert what is stored; let it judge.
-        is_judge = self._strict and own_code and bool(problems) and self._selection.extent(stored, path) == "all"
+        is_judge = (
+            self._strict
+            and own_code
+            and bool(problems)
+            and self._selection.extent(stored, path) == "all"
+            and not would_be_cast(state, stored)
+        )
         if is_judge:
             known: dict[str, str] = dict(zip(state.names, state.live, strict=True))
             entries = {known.get(str(name), str(name)): value for name, value in stored.items()}
@@ -213,23 +222,10 @@ class Planner:
 
 
 def _is_container(value: Any) -> bool:
-    return isinstance(value, (dict, StoredOptimizer, *_TENSORS)) or type(value) in (list, tuple)
+    return isinstance(value, (dict, StoredOptimizer, *_TENSORS)) or type(value) in _SEQUENCES
 
 
-def _modules(value: Any, path: str) -> Iterator[tuple[str, nn.Module]]:
-    """Modules in the user's containers, with their paths."""
-    if isinstance(value, nn.Module):
-        yield path, value
-    elif isinstance(value, Mapping):
-        for key, part in value.items():
-            yield from _modules(part, f"{path}/{key}" if path else str(key))
-    elif type(value) in (list, tuple):
-        for index, part in enumerate(value):
-            yield from _modules(part, f"{path}/{index}")
-
-
-def _holds_objects(value: Any) -> bool:
-    if isinstance(value, (torch.Tensor, np.ndarray)) or is_stateful(value):
-        return True
-    parts: Iterable[Any] = value.values() if isinstance(value, dict) else value if type(value) in (list, tuple) else ()
-    return any(map(_holds_objects, parts))
+def _is_registered(live: Any) -> bool:
+    """Whether a codec makes a new object of it, although it may look like one that loads itself."""
+    kind = type(live)
+    return kind not in _DICTS and kind not in REFILLABLE and codec_for(kind) is not None

@@ -14,7 +14,9 @@ __all__ = ["TypeCodec", "codec_by_name", "codec_for", "register_type"]
 _T = TypeVar("_T")
 
 # What the tree stores by itself; a codec for one of these would never be asked.
-_BUILT_IN = (type(None), bool, int, float, complex, str, bytes, list, tuple, dict, object, type)
+_BUILT_IN = (
+    type(None), bool, int, float, complex, str, bytes, list, tuple, dict, collections.OrderedDict, object, type,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,18 @@ def _decode_defaultdict(stored: Any) -> collections.defaultdict[Any, Any]:
     return collections.defaultdict(None if name is None else _FACTORIES[name], stored["items"])
 
 
+def _register_own(cls: type[_T], encode: Callable[[_T], Any], decode: Callable[[Any], _T]) -> None:
+    """Register a class of the standard library: whatever its decoder cannot read is damage."""
+
+    def decode_checked(stored: Any) -> _T:
+        try:
+            return decode(stored)
+        except (KeyError, TypeError, ValueError) as error:
+            raise CorruptCheckpointError(f"a {cls.__name__} in the checkpoint is malformed: {error!r}") from error
+
+    register_type(cls, encode, decode_checked)
+
+
 def _sorted_if_possible(values: set[Any] | frozenset[Any]) -> list[Any]:
     # The order of a set of strings differs from process to process; equal states should give equal headers.
     try:
@@ -122,12 +136,12 @@ def _sorted_if_possible(values: set[Any] | frozenset[Any]) -> list[Any]:
         return list(values)
 
 
-register_type(collections.Counter, dict, collections.Counter)
-register_type(
+_register_own(collections.Counter, dict, collections.Counter)
+_register_own(
     collections.deque,
     lambda value: {"maxlen": value.maxlen, "items": list(value)},
     lambda stored: collections.deque(stored["items"], stored["maxlen"]),
 )
-register_type(collections.defaultdict, _encode_defaultdict, _decode_defaultdict)
-register_type(set, _sorted_if_possible, set)
-register_type(frozenset, _sorted_if_possible, frozenset)
+_register_own(collections.defaultdict, _encode_defaultdict, _decode_defaultdict)
+_register_own(set, _sorted_if_possible, set)
+_register_own(frozenset, _sorted_if_possible, frozenset)

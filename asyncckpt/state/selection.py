@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 from asyncckpt.errors import InvalidOptionError
@@ -30,8 +30,9 @@ class Selection:
         self._patterns: tuple[str, ...] | None = None
         if only is None:
             return
-        self._patterns = (only,) if isinstance(only, str) else tuple(only)
-        if not all(isinstance(pattern, str) for pattern in self._patterns):
+        patterns = (only,) if isinstance(only, str) else tuple(only) if isinstance(only, Iterable) else (only,)
+        self._patterns = patterns
+        if not all(isinstance(pattern, str) for pattern in patterns):
             raise InvalidOptionError(f"only= takes glob patterns as texts, not {only!r}")
         self._regexes = [_compile(pattern) for pattern in self._patterns]
 

@@ -170,7 +170,7 @@ def _custom(node: dict[str, Any], depth: int) -> StoredCustom:
 
 
 def _optimizer(node: dict[str, Any], depth: int) -> StoredOptimizer:
-    parameters = parameters_from_nodes(node["parameters"], node["modules"])
+    parameters = parameters_from_nodes(_decode(node["parameters"], depth), _decode(node["modules"], depth))
     sizes = _shape(node["group_sizes"])
     groups, extra_state, extra = (_decode(node[name], depth) for name in RESERVED)
     stored = StoredOptimizer(parameters, sizes, groups, _decode(node["slots"], depth), extra_state, extra)
