@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from asyncckpt.errors import CheckpointNotFoundError, CorruptCheckpointError
+from asyncckpt.errors import CheckpointNotFoundError, CorruptCheckpointError, StorageError
 from asyncckpt.model import CheckpointInfo, Damage, Recovered
-from asyncckpt.repository.catalog import CommittedStep
+from asyncckpt.repository.catalog import UNREADABLE, CommittedStep
 from asyncckpt.repository.names import HEADER
 from asyncckpt.repository.verify import name_tensors, tensor_paths
 from asyncckpt.restore.salvage import salvage_all, salvage_tensors
@@ -33,7 +33,12 @@ def recover_step(committed: CommittedStep) -> Recovered:
 def _recover_arrays(
     committed: CommittedStep, info: CheckpointInfo | None, error: CorruptCheckpointError | CheckpointNotFoundError
 ) -> Recovered:
-    tensors, damaged = salvage_all(committed)
+    try:
+        tensors, damaged = salvage_all(committed)
+    except StorageError as failure:
+        if failure.errno not in UNREADABLE:
+            raise
+        raise error from failure  # the step itself is a link, or its directory is damaged
     if not tensors and not damaged and isinstance(error, CheckpointNotFoundError):
         raise error
     return Recovered(info, dict(tensors), name_tensors((Damage(HEADER, error.message), *damaged), {}))

@@ -9,7 +9,7 @@ import msgspec
 import xxhash
 
 from asyncckpt.errors import CorruptCheckpointError
-from asyncckpt.format.limits import MAX_ARRAY_BYTES, MAX_INDEX_BYTES
+from asyncckpt.format.limits import MAX_FILE_BYTES, MAX_INDEX_BYTES
 from asyncckpt.format.paths import check_key
 
 __all__ = ["FileRecord", "IndexRef", "decode_index", "encode_index", "index_key"]
@@ -113,7 +113,7 @@ def _check(record: FileRecord, keys: Container[str]) -> None:
     key = check_key(record.key)
     if record.bytes < 0:
         raise CorruptCheckpointError(f"{key} has a negative size", key=key)
-    if record.bytes > MAX_ARRAY_BYTES:
+    if record.bytes > 2 * MAX_FILE_BYTES:  # stored ones are hardly larger than raw ones
         raise CorruptCheckpointError(f"{key} cannot have {record.bytes} bytes", key=key)
     if key in keys:
         raise CorruptCheckpointError(f"{key} is in the index twice", key=key)

@@ -78,8 +78,8 @@ class _Encoder:
         node = self._leaf(value, path)
         if node is None and isinstance(value, enum.Enum):
             raise UnsupportedStateError(
-                f"{path} is a member of the enum {kind.__qualname__}, which no restore could find: define it at the "
-                f"top level of {kind.__module__}",
+                f"{path} holds a {kind.__module__}.{kind.__qualname__}, an enum that no restore could find: define it at "
+                "the top level of its module",
                 key=path,
                 type=f"{kind.__module__}.{kind.__qualname__}",
             )
@@ -223,7 +223,9 @@ class _Decoder:
 
     def decode(self, node: Node, depth: int) -> Any:
         if depth > _MAX_DECODE_DEPTH:
-            raise CorruptCheckpointError(f"the state tree is nested more than {_MAX_DECODE_DEPTH} levels deep")
+            raise CorruptCheckpointError(
+                f"the state tree is nested too deep, more than {_MAX_DECODE_DEPTH} levels deep"
+            )
         if isinstance(node, list):
             return [self.decode(item, depth + 1) for item in node]
         if not isinstance(node, dict):
@@ -258,14 +260,13 @@ def _decode_enum(node: dict[str, Any]) -> enum.Enum:
             f"the checkpoint holds a {module}.{path}, which is not an enum imported here; import {module} first",
             type=name,
         )
+    is_flags = "value" in node and issubclass(found, enum.Flag)
+    member = _decode_int(node["value"]) if is_flags else node["name"]
     try:
-        if "value" in node and issubclass(found, enum.Flag):
-            return found(_decode_int(node["value"]))
-        return found[node["name"]]
-    except (KeyError, ValueError):
+        return found(member) if is_flags else found[member]
+    except (KeyError, ValueError):  # the class has changed, which is no damage
         raise UnsupportedStateError(
-            f"the checkpoint holds {str(node.get('name', node.get('value')))[:100]} of {name.replace(':', '.')}, which "
-            "has no such member now",
+            f"the checkpoint holds {str(member)[:100]!r} of {name.replace(':', '.')}, which has no such member now",
             type=name,
         ) from None
 

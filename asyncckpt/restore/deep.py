@@ -20,7 +20,7 @@ from asyncckpt.format.files import decode_chunk, read_shard_index
 from asyncckpt.format.header import Header, InlineTensor
 from asyncckpt.format.index import FileRecord
 from asyncckpt.format.layout import ArrayLayout, FilePart
-from asyncckpt.format.limits import MAX_METADATA_BYTES
+from asyncckpt.format.limits import MAX_DIMENSIONS, MAX_METADATA_BYTES
 from asyncckpt.format.metadata import decode_array_metadata
 from asyncckpt.model import Damage, VerifyReport
 from asyncckpt.repository.catalog import CommittedStep
@@ -139,6 +139,8 @@ def _is_group(metadata: memoryview) -> bool:
 
 
 def _is_whole(inline: InlineTensor) -> bool:
+    if len(inline.shape) > MAX_DIMENSIONS or min(inline.shape, default=0) < 0:
+        return False
     try:
         return len(base64.b64decode(inline.data, validate=True)) == _inline_bytes(inline)
     except ValueError:

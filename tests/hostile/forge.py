@@ -98,6 +98,10 @@ class Forge:
         folder = self.directory / "index/rank-00000"
         (folder / "zarr.json").write_bytes(metadata)
         (folder / "c.0").write_bytes(chunk)
-        reference = self.header["indexes"][0]
-        reference |= {"bytes": len(chunk), "digest": digest(chunk), "metadata_digest": digest(metadata)}
+        for reference in self.header["indexes"]:
+            reference |= {"bytes": len(chunk), "digest": digest(chunk), "metadata_digest": digest(metadata)}
+        (self.directory / "zarr.json").write_bytes(seal_header(self.header))
+
+    def put_header(self) -> None:
+        """Write the header alone."""
         (self.directory / "zarr.json").write_bytes(seal_header(self.header))

@@ -8,6 +8,7 @@ import json
 import resource
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,9 +44,15 @@ def make_state(seed: int) -> dict[str, Any]:
         "corner": big[:100, :100],
         "half": torch.randn(700, generator=generator).to(torch.bfloat16),
         "array": np.arange(500) + seed,
-        "quantized": torch._make_per_channel_quantized_tensor(integers, scales, zero_points, 0),
+        "quantized": _quantize(integers, scales, zero_points),
         "plain": {"list": [1, "two", (3.0, None)], "tensors": [torch.arange(200) + seed], "small": torch.tensor(1.5)},
     }
+
+
+def _quantize(integers: torch.Tensor, scales: torch.Tensor, zero_points: torch.Tensor) -> torch.Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecated, and still there
+        return torch._make_per_channel_quantized_tensor(integers, scales, zero_points, 0)
 
 
 def save(root: Path, step: int, seed: int = 1) -> None:
