@@ -59,10 +59,20 @@ def each(**values: Any) -> Callable[[Callable[[Forge, Any], object]], None]:
 
 
 @each(
-    parent="../../secret", inner="state/../../secret", absolute="/etc/passwd", empty="", backslash="..\\secret",
-    nul="state/\0", dot="state/./big", double="state//big", encoded="state/%2e%2e/\u2025", number=5, long="state/" + "a/" * 3000,
-    index="index/rank-00000", step="zarr.json",
-)  # fmt: skip
+    parent="../../secret",
+    inner="state/../../secret",
+    absolute="/etc/passwd",
+    empty="",
+    backslash="..\\secret",
+    nul="state/\0",
+    dot="state/./big",
+    double="state//big",
+    encoded="state/%2e%2e/\u2025",
+    number=5,
+    long="state/" + "a/" * 3000,
+    index="index/rank-00000",
+    step="zarr.json",
+)
 def key(forge: Forge, value: Any) -> None:
     forge.header["tree"]["big"]["key"] = value
 
@@ -96,10 +106,19 @@ def nested(levels: int, wrap: Callable[[Any], Any]) -> Any:
     lists=nested(450, lambda node: [node]),
     tuples=nested(200, lambda node: {"$": "tuple", "items": [node]}),
     custom=nested(140, lambda node: {"$": "custom", "type": "builtins:set", "value": [node]}),
-    optimizers=nested(140, lambda node: {
-        "$": "optimizer", "parameters": [], "modules": [], "group_sizes": [], "param_groups": [], "slots": {},
-        "extra_state": {}, "extra": {"x": node},
-    }),
+    optimizers=nested(
+        140,
+        lambda node: {
+            "$": "optimizer",
+            "parameters": [],
+            "modules": [],
+            "group_sizes": [],
+            "param_groups": [],
+            "slots": {},
+            "extra_state": {},
+            "extra": {"x": node},
+        },
+    ),
     keys=nested(80, lambda node: {"$": "dict", "items": [[{"$": "tuple", "items": [node]}, 1]]}),
     unhashable={"$": "dict", "items": [[[1], 1]]},
     no_items={"$": "tuple"},
@@ -120,7 +139,7 @@ def nested(levels: int, wrap: Callable[[Any], Any]) -> Any:
     deque={"$": "custom", "type": "collections:deque", "value": 7},
     defaultdict={"$": "custom", "type": "collections:defaultdict", "value": {"factory": "eval", "items": {}}},
     set_of_lists={"$": "custom", "type": "builtins:set", "value": [[1]]},
-)  # fmt: skip
+)
 def value(forge: Forge, node: Any) -> None:
     forge.header["tree"]["plain"]["list"] = node
 
@@ -136,10 +155,17 @@ def tree(forge: Forge, node: Any) -> None:
 
 
 @each(
-    shape={"shape": [1500, 999]}, dimensions={"shape": [1] * 5000}, dtype={"dtype": "int32"}, no_dtype={"dtype": "Module"},
-    wide={"dtype": "complex128"}, device={"device": {"a": 1}}, shape_text={"shape": "1500"}, shape_float={"shape": [1500.0, 1000]},
-    shape_huge={"shape": [10**18]}, dtype_list={"dtype": ["float32"]},
-)  # fmt: skip
+    shape={"shape": [1500, 999]},
+    dimensions={"shape": [1] * 5000},
+    dtype={"dtype": "int32"},
+    no_dtype={"dtype": "Module"},
+    wide={"dtype": "complex128"},
+    device={"device": {"a": 1}},
+    shape_text={"shape": "1500"},
+    shape_float={"shape": [1500.0, 1000]},
+    shape_huge={"shape": [10**18]},
+    dtype_list={"dtype": ["float32"]},
+)
 def tensor(forge: Forge, changes: dict[str, Any]) -> None:
     forge.header["tree"]["big"] |= changes
 
@@ -198,21 +224,38 @@ def type_that_is_not_registered(forge: Forge) -> None:
 
 
 @each(
-    bytes_negative={"raw_bytes": -1}, raw_small={"raw_bytes": 1000}, count_huge={"stored_bytes": 10**40}, step={"step": 6},
-    step_text={"step": "5"}, created={"created": "now"}, created_without_zone={"created": "2026-01-01T00:00:00"},
-    created_before_time={"created": "0001-01-01T00:00:00+23:59"}, metrics={"metrics": [1]}, metric={"metrics": {"loss": "low"}},
-    metric_huge={"metrics": {"loss": {"$": "int", "value": "0x1" + "0" * 400}}}, ranks={"world_size": 2}, no_index={"indexes": []},
-    inline={"inline": {"../x": {"dtype": "int8", "shape": [1], "data": "AA=="}}}, unknown={"extra": 1}, tags={"tags": "good"},
-    versions={"versions": {"torch": 2}}, metadata={"metadata": {"$": "tensor", "key": "state/big", "dtype": "int8", "shape": []}},
-)  # fmt: skip
+    bytes_negative={"raw_bytes": -1},
+    raw_small={"raw_bytes": 1000},
+    count_huge={"stored_bytes": 10**40},
+    step={"step": 6},
+    step_text={"step": "5"},
+    created={"created": "now"},
+    created_without_zone={"created": "2026-01-01T00:00:00"},
+    created_before_time={"created": "0001-01-01T00:00:00+23:59"},
+    metrics={"metrics": [1]},
+    metric={"metrics": {"loss": "low"}},
+    metric_huge={"metrics": {"loss": {"$": "int", "value": "0x1" + "0" * 400}}},
+    ranks={"world_size": 2},
+    no_index={"indexes": []},
+    inline={"inline": {"../x": {"dtype": "int8", "shape": [1], "data": "AA=="}}},
+    unknown={"extra": 1},
+    tags={"tags": "good"},
+    versions={"versions": {"torch": 2}},
+    metadata={"metadata": {"$": "tensor", "key": "state/big", "dtype": "int8", "shape": []}},
+)
 def header(forge: Forge, changes: dict[str, Any]) -> None:
     forge.header |= changes
 
 
 @each(
-    data={"data": "!!"}, short={"data": "AADA"}, dtype={"dtype": "object"}, shape={"shape": [2]}, negative={"shape": [-1, -1]},
-    huge={"shape": [2**62, 2**62, 0], "data": ""}, dimensions={"shape": [1] * 3000},
-)  # fmt: skip
+    data={"data": "!!"},
+    short={"data": "AADA"},
+    dtype={"dtype": "object"},
+    shape={"shape": [2]},
+    negative={"shape": [-1, -1]},
+    huge={"shape": [2**62, 2**62, 0], "data": ""},
+    dimensions={"shape": [1] * 3000},
+)
 def inline(forge: Forge, changes: dict[str, Any]) -> None:
     forge.header["inline"]["state/plain/small"] |= changes
 
@@ -269,11 +312,19 @@ def header_of_a_newer_format(forge: Forge) -> None:
 
 
 @each(
-    garbage=b"\xff\xfe", object=b"{}", empty=b"", short=b'[["state/big/c.0.0"]]', deep=b"[" * 50_000,
-    parent=b'[["../../secret",1,"",""]]', twice=b'[["state/a",1,"",""],["state/a",1,"",""]]', utf8=b'[["\xce",1,"",""]]',
-    negative=b'[["state/a",-1,"",""]]', huge=b'[["state/a",99999999999999999999999,"",""]]', itself=b'[["index/rank-00000/c.0",1,"",""]]',
+    garbage=b"\xff\xfe",
+    object=b"{}",
+    empty=b"",
+    short=b'[["state/big/c.0.0"]]',
+    deep=b"[" * 50_000,
+    parent=b'[["../../secret",1,"",""]]',
+    twice=b'[["state/a",1,"",""],["state/a",1,"",""]]',
+    utf8=b'[["\xce",1,"",""]]',
+    negative=b'[["state/a",-1,"",""]]',
+    huge=b'[["state/a",99999999999999999999999,"",""]]',
+    itself=b'[["index/rank-00000/c.0",1,"",""]]',
     header=b'[["zarr.json",1,"",""]]',
-)  # fmt: skip
+)
 def index(forge: Forge, payload: bytes) -> bool:
     forge.seal(payload)
     return False
@@ -320,23 +371,39 @@ def sharding(forge: Forge, **changes: Any) -> dict[str, Any]:
 
 
 @each(
-    huge={"shape": [10**18]}, huge_grid={"shape": [10**18, 1000]}, many_files={"shape": [2**40, 1000], "chunk_grid": grid(1, 1000)},
-    dimensions={"shape": [1] * 5000, "chunk_grid": grid(*[1] * 5000)}, zero={"shape": [0, 1000]}, negative={"shape": [-1, 1000]},
-    chunk_zero={"chunk_grid": grid(0, 0)}, chunk_huge={"chunk_grid": grid(2**50, 2**50)}, chunk_text={"chunk_grid": grid()},
-    type={"data_type": "object"}, wide={"data_type": "complex128"}, v2={"zarr_format": 2}, group={"node_type": "group"},
-    codecs={"codecs": []}, codec_no_object={"codecs": [5]}, codec_names={"codecs": [{"name": ["sharding_indexed"]}]},
+    huge={"shape": [10**18]},
+    huge_grid={"shape": [10**18, 1000]},
+    many_files={"shape": [2**40, 1000], "chunk_grid": grid(1, 1000)},
+    dimensions={"shape": [1] * 5000, "chunk_grid": grid(*[1] * 5000)},
+    zero={"shape": [0, 1000]},
+    negative={"shape": [-1, 1000]},
+    chunk_zero={"chunk_grid": grid(0, 0)},
+    chunk_huge={"chunk_grid": grid(2**50, 2**50)},
+    chunk_text={"chunk_grid": grid()},
+    type={"data_type": "object"},
+    wide={"data_type": "complex128"},
+    v2={"zarr_format": 2},
+    group={"node_type": "group"},
+    codecs={"codecs": []},
+    codec_no_object={"codecs": [5]},
+    codec_names={"codecs": [{"name": ["sharding_indexed"]}]},
     codec_pickle={"codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "pickle"}]},
     many_codecs={"codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, *[{"name": "crc32c"}] * 30_000]},
-    attributes={"attributes": 5}, keys={"chunk_key_encoding": {"name": "v2", "configuration": {"separator": "/"}}},
-)  # fmt: skip
+    attributes={"attributes": 5},
+    keys={"chunk_key_encoding": {"name": "v2", "configuration": {"separator": "/"}}},
+)
 def array(forge: Forge, changes: dict[str, Any]) -> None:
     forge.edit("state/big", **changes)
 
 
 @each(
-    tiny={"chunk_shape": [1, 1]}, empty={"chunk_shape": []}, larger={"chunk_shape": [3000, 1000]}, front={"index_location": "start"},
-    nested={"codecs": [{"name": "sharding_indexed", "configuration": {}}]}, zero={"chunk_shape": [0, 1000]},
-)  # fmt: skip
+    tiny={"chunk_shape": [1, 1]},
+    empty={"chunk_shape": []},
+    larger={"chunk_shape": [3000, 1000]},
+    front={"index_location": "start"},
+    nested={"codecs": [{"name": "sharding_indexed", "configuration": {}}]},
+    zero={"chunk_shape": [0, 1000]},
+)
 def shard(forge: Forge, changes: dict[str, Any]) -> None:
     forge.edit("state/big", **sharding(forge, **changes))
 
@@ -372,9 +439,13 @@ _NUM_CHUNKS = 2
 
 
 @each(
-    negative=[(2**64 - 10, 20), (2**64 - 10, 20)], beyond=[(0, 2**63), (0, 10)], missing=[(2**64 - 1, 2**64 - 1)] * 2,
-    overlapping=None, half_missing=[(2**64 - 1, 5), (0, 5)], empty=[(0, 0), (0, 0)],
-)  # fmt: skip
+    negative=[(2**64 - 10, 20), (2**64 - 10, 20)],
+    beyond=[(0, 2**63), (0, 10)],
+    missing=[(2**64 - 1, 2**64 - 1)] * 2,
+    overlapping=None,
+    half_missing=[(2**64 - 1, 5), (0, 5)],
+    empty=[(0, 0), (0, 0)],
+)
 def shard_index(forge: Forge, entries: list[tuple[int, int]] | None) -> None:
     stored = forge.read("state/big/c.0.0")
     end = len(stored) - _NUM_CHUNKS * 16 - 4
@@ -392,7 +463,10 @@ def put_chunk(forge: Forge, compressor: dict[str, Any], chunk: bytes) -> None:
     forge.put("state/plain/tensors/0/c.0", with_crc(chunk))
 
 
-BLOSC = {"name": "blosc", "configuration": {"cname": "zstd", "clevel": 9, "shuffle": "noshuffle", "typesize": 8, "blocksize": 0}}  # fmt: skip
+BLOSC = {
+    "name": "blosc",
+    "configuration": {"cname": "zstd", "clevel": 9, "shuffle": "noshuffle", "typesize": 8, "blocksize": 0},
+}
 
 
 def blosc_frame(num_bytes: int, **fields: int) -> bytes:
@@ -404,18 +478,30 @@ def blosc_frame(num_bytes: int, **fields: int) -> bytes:
 
 
 @each(
-    bomb=blosc_frame(2**28), lies=blosc_frame(2**28, nbytes=1600), short=blosc_frame(800), announced=blosc_frame(1600, nbytes=2**31 - 1),
-    blocks=blosc_frame(1600, blocksize=2**31 - 1), no_blocks=blosc_frame(1600, blocksize=0), size=blosc_frame(1600, cbytes=2**31 - 1),
-    header=blosc_frame(1600)[:15], garbage=b"\2" * 64, nothing=b"",
-)  # fmt: skip
+    bomb=blosc_frame(2**28),
+    lies=blosc_frame(2**28, nbytes=1600),
+    short=blosc_frame(800),
+    announced=blosc_frame(1600, nbytes=2**31 - 1),
+    blocks=blosc_frame(1600, blocksize=2**31 - 1),
+    no_blocks=blosc_frame(1600, blocksize=0),
+    size=blosc_frame(1600, cbytes=2**31 - 1),
+    header=blosc_frame(1600)[:15],
+    garbage=b"\2" * 64,
+    nothing=b"",
+)
 def blosc_chunk(forge: Forge, chunk: bytes) -> None:
     put_chunk(forge, BLOSC, chunk)
 
 
 @each(
-    bomb=zstd.compress(b"\0" * 2**28, 1), short=zstd.compress(b"\0" * 800, 1), two=zstd.compress(b"\0" * 1600, 1) * 2,
-    garbage=b"\x28\xb5\x2f\xfd" + b"\xff" * 40, cut=zstd.compress(b"\0" * 1600, 1)[:-3], nothing=b"", skippable=b"\x50\x2a\x4d\x18\xff\xff\xff\xff",
-)  # fmt: skip
+    bomb=zstd.compress(b"\0" * 2**28, 1),
+    short=zstd.compress(b"\0" * 800, 1),
+    two=zstd.compress(b"\0" * 1600, 1) * 2,
+    garbage=b"\x28\xb5\x2f\xfd" + b"\xff" * 40,
+    cut=zstd.compress(b"\0" * 1600, 1)[:-3],
+    nothing=b"",
+    skippable=b"\x50\x2a\x4d\x18\xff\xff\xff\xff",
+)
 def zstd_chunk(forge: Forge, chunk: bytes) -> None:
     put_chunk(forge, {"name": "zstd", "configuration": {"level": 1, "checksum": False}}, chunk)
 
@@ -477,9 +563,17 @@ def directory_in_place_of_a_file(forge: Forge) -> bool:
 
 
 @each(
-    file="state/big/c.0.0", metadata="state/big/zarr.json", array="state/big", item="state/optimizer", state="state",
-    index="index", rank="index/rank-00000", index_file="index/rank-00000/c.0", header="zarr.json", step="",
-)  # fmt: skip
+    file="state/big/c.0.0",
+    metadata="state/big/zarr.json",
+    array="state/big",
+    item="state/optimizer",
+    state="state",
+    index="index",
+    rank="index/rank-00000",
+    index_file="index/rank-00000/c.0",
+    header="zarr.json",
+    step="",
+)
 def symlink(forge: Forge, key: str) -> bool:
     """The same bytes, but outside: were the link followed, everything would match."""
     path = forge.directory / key
