@@ -117,6 +117,7 @@ def test_every_flipped_bit_is_noticed_or_never_read(lab: Lab, full: bool) -> Non
             "files": dict(hit),
             "wrong": 0,
         }
+        RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(json.dumps(report, indent=2, sort_keys=True) + "\n")
 
 
