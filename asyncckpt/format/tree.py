@@ -78,8 +78,8 @@ class _Encoder:
         node = self._leaf(value, path)
         if node is None and isinstance(value, enum.Enum):
             raise UnsupportedStateError(
-                f"{path} holds a {kind.__module__}.{kind.__qualname__}, an enum that no restore could find: define it at "
-                "the top level of its module",
+                f"{path} holds a {kind.__module__}.{kind.__qualname__}, an enum that no restore could find: "
+                "define it at the top level of its module",
                 key=path,
                 type=f"{kind.__module__}.{kind.__qualname__}",
             )
@@ -260,6 +260,7 @@ def _decode_enum(node: dict[str, Any]) -> enum.Enum:
             f"the checkpoint holds a {module}.{path}, which is not an enum imported here; import {module} first",
             type=name,
         )
+    member: Any
     is_flags = "value" in node and issubclass(found, enum.Flag)
     member = _decode_int(node["value"]) if is_flags else node["name"]
     try:

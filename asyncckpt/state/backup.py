@@ -81,7 +81,7 @@ class ModuleBackup:
             part._buffers.clear()
             part._buffers.update(buffers)
         for tensor, kind, data in self._lazy:
-            tensor.data, tensor.__class__ = data, kind  # type: ignore[assignment]
+            tensor.data, tensor.__class__ = data, kind
         self._contents.restore()
         for part, state in self._extra:
             part.set_extra_state(state)

@@ -71,7 +71,7 @@ _openat2 = _load_openat2()
 @functools.cache
 def _how(flags: int) -> bytes:
     """``struct open_how``: flags, mode, resolve."""
-    return struct.pack("=QQQ", flags | _NOFOLLOW, 0, _RESOLVE_NO_SYMLINKS | _RESOLVE_BENEATH)
+    return struct.pack("=QQQ", flags | os.O_CLOEXEC, 0, _RESOLVE_NO_SYMLINKS | _RESOLVE_BENEATH)
 
 
 def _open_resolved(base: int, key: str, flags: int) -> int | None:
