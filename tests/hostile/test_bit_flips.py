@@ -36,10 +36,16 @@ class Lab:
         self.step = root / f"step-{NEW:08d}"
         self.old = root / f"step-{OLD:08d}"
         self.files = sorted(path.relative_to(self.step).as_posix() for path in self.step.rglob("*") if path.is_file())
+        # Whole chunks of the same size in both steps: only the index tells one from the other.
+        self.twins = [key for key in self.files if key.startswith("state/") and self._is_twin(key)]
         self.wanted = {step: victim.fingerprint(victim.make_state(step)) for step in (OLD, NEW)}
         self.loaded = victim.fingerprint(ac.load(root, NEW))
         self.state = victim.make_state(99)
         self.checkpointer = ac.Checkpointer(root, self.state, writer=ac.Writer(kind="thread"))
+
+    def _is_twin(self, key: str) -> bool:
+        new, old = (self.step / key).read_bytes(), (self.old / key).read_bytes()
+        return len(new) == len(old) and new != old
 
     def is_group(self, key: str) -> bool:
         return key.endswith("/zarr.json") and b'"node_type":"group"' in (self.old / key).read_bytes()
@@ -151,8 +157,8 @@ def exchange(lab: Lab, path: Path) -> None:
 def test_a_damaged_file_makes_restore_fall_back(
     lab: Lab, damage: Callable[[Lab, Path], None], full: bool, recwarn: pytest.WarningsRecorder
 ) -> None:
-    keys = lab.files if full else random.Random(damage.__name__).sample(lab.files, 8)
-    for key in ["zarr.json", *keys]:
+    keys = lab.files if full else [*lab.twins, *random.Random(damage.__name__).sample(lab.files, 5)]
+    for key in dict.fromkeys(["zarr.json", *keys]):
         intact: dict[str, Any] = {name: (lab.step / name).read_bytes() for name in lab.files}
         damage(lab, lab.step / key)
         changed = [
