@@ -49,7 +49,16 @@ if TYPE_CHECKING:  # what type checkers and editors see; `_HOMES` is what runs, 
     )
     from asyncckpt.future import SaveFuture
     from asyncckpt.interop import open_zarr
-    from asyncckpt.model import CheckpointInfo, Damage, Health, Mismatch, SaveStats, Statistics, VerifyReport
+    from asyncckpt.model import (
+        CheckpointInfo,
+        Damage,
+        Health,
+        Mismatch,
+        Recovered,
+        SaveStats,
+        Statistics,
+        VerifyReport,
+    )
     from asyncckpt.options import Staging, Writer
     from asyncckpt.policies import AtSteps, Best, Every, Keep
     from asyncckpt.state import RNG, register_type
@@ -85,7 +94,16 @@ _HOMES = {
     ),
     "asyncckpt.future": ("SaveFuture",),
     "asyncckpt.interop": ("open_zarr",),
-    "asyncckpt.model": ("CheckpointInfo", "Damage", "Health", "Mismatch", "SaveStats", "Statistics", "VerifyReport"),
+    "asyncckpt.model": (
+        "CheckpointInfo",
+        "Damage",
+        "Health",
+        "Mismatch",
+        "Recovered",
+        "SaveStats",
+        "Statistics",
+        "VerifyReport",
+    ),
     "asyncckpt.options": ("Staging", "Writer"),
     "asyncckpt.policies": ("AtSteps", "Best", "Every", "Keep"),
     "asyncckpt.state": ("RNG", "register_type"),
@@ -112,6 +130,7 @@ __all__ = [
     "Keep",
     "Mismatch",
     "NothingCommittedError",
+    "Recovered",
     "RootLockedError",
     "SaveCancelledError",
     "SaveFuture",

@@ -32,7 +32,7 @@ from asyncckpt.format.codecs import resolve_codecs
 from asyncckpt.format.dtypes import DATA_TYPES
 from asyncckpt.format.paths import step_name
 from asyncckpt.future import SaveFuture, SavePromise
-from asyncckpt.model import CheckpointInfo, Health, Outcome, Statistics, VerifyReport
+from asyncckpt.model import CheckpointInfo, Health, Outcome, Recovered, Statistics, VerifyReport
 from asyncckpt.options import Compression, Staging, Writer
 from asyncckpt.policies.keep import Keep
 from asyncckpt.policies.when import When
@@ -312,9 +312,15 @@ class Checkpointer:
         """The committed checkpoint that ``Keep.best`` ranks first."""
         return self._catalogue.best
 
-    def verify(self, which: Which = "latest") -> VerifyReport:
-        """Check sizes and digests of every file of a checkpoint."""
-        return self._catalogue.verify(which)
+    def verify(
+        self, which: Which = "latest", *, deep: bool = False, sample: float = 1.0, seed: int = 0
+    ) -> VerifyReport:
+        """Check sizes and digests of every file of a checkpoint; see `Catalogue.verify`."""
+        return self._catalogue.verify(which, deep=deep, sample=sample, seed=seed)
+
+    def recover(self, which: Which | PathLike[str]) -> Recovered:
+        """What is intact of a damaged checkpoint; see `Catalogue.recover`."""
+        return self._catalogue.recover(which)
 
     def delete(self, which: Which) -> None:
         """Remove a committed checkpoint.

@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from os import PathLike
 from typing import Any
 
+from asyncckpt.checkpointer.recovering import recover_step
 from asyncckpt.errors import CheckpointNotFoundError
-from asyncckpt.model import CheckpointInfo, VerifyReport
+from asyncckpt.model import CheckpointInfo, Recovered, VerifyReport
 from asyncckpt.policies.keep import Best, rank_best
 from asyncckpt.repository.catalog import Catalog, CommittedStep
+from asyncckpt.repository.quarantine import open_step_directory
 from asyncckpt.repository.verify import verify_step
+from asyncckpt.restore.deep import verify_deep
 from asyncckpt.restore.reader import read_tensors
 from asyncckpt.state.apply import build_state, select_keys
 from asyncckpt.stores import open_store
@@ -84,13 +87,53 @@ class Catalogue:
         tree = committed.header.tree
         return build_state(tree, read_tensors(committed, select_keys(tree, only)), only)
 
-    def verify(self, which: Which = "latest") -> VerifyReport:
-        """Check sizes and digests of every file of a step.
+    def verify(
+        self, which: Which = "latest", *, deep: bool = False, sample: float = 1.0, seed: int = 0
+    ) -> VerifyReport:
+        """Check sizes and digests of every file of a step. Safe while a run writes to the root.
+
+        Args:
+            which: step number, ``"latest"``, ``"best"`` or a tag. ``"latest"`` is the newest with a
+                readable header.
+            deep: also decode every array and compare its values with what was staged.
+            sample: fraction of the bytes to read, in files drawn at random; the others are only looked for.
+            seed: of the draw.
 
         Raises:
-            CheckpointNotFoundError: there is no such checkpoint.
+            CheckpointNotFoundError: there is no such checkpoint, or it was deleted meanwhile.
+            InvalidOptionError: *sample* is not above 0 and at most 1.
+            UnsupportedFormatError: written by a newer version.
         """
-        return verify_step(self.find(which))
+        committed = CommittedStep(self._store, which) if isinstance(which, int) else self.find(which)
+        return (verify_deep if deep else verify_step)(committed, sample=sample, seed=seed)
+
+    def recover(self, which: Which | PathLike[str]) -> Recovered:
+        """Salvage what is intact of a damaged step. `load` and `restore` give all of a step or nothing.
+
+        Every value was verified: against the index, or where the index is damaged against the crc32c of
+        its chunks. With a damaged header the structure is lost, and arrays come by key with the
+        names, types and shapes that their metadata says.
+
+        Args:
+            which: step number, ``"latest"`` (the newest there is, readable or not), ``"best"`` or a tag; or,
+                as a ``Path``, the directory of a step, such as one that `restore` set aside.
+
+        Raises:
+            CheckpointNotFoundError: there is no such step, or nothing is left of it.
+            InvalidOptionError: a path that is not the directory of a step.
+            UnsupportedFormatError: written by a newer version.
+            UnsupportedStateError: it has a type that is not registered, or an enum not imported, here.
+        """
+        return recover_step(self._present(which))
+
+    def _present(self, which: Which | PathLike[str]) -> CommittedStep:
+        """The step *which* names, although its header may be damaged."""
+        if isinstance(which, PathLike):
+            return open_step_directory(which)
+        if isinstance(which, int):
+            return CommittedStep(self._store, which)
+        steps = Catalog(self._store).steps() if which == "latest" else []
+        return CommittedStep(self._store, steps[-1]) if steps else self.find(which)
 
     def __repr__(self) -> str:
         return f"<Catalogue {self._store.location('')}>"

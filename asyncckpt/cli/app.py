@@ -80,13 +80,19 @@ def verify(
     threads: Annotated[
         int | None, typer.Option(min=1, help="Files read at once.", show_default="CPUs, up to 8")
     ] = None,
+    deep: Annotated[bool, typer.Option("--deep", help="Decode every array too.")] = False,
+    sample: Annotated[
+        str, typer.Option(metavar="PERCENT", help="Read only files drawn at random, such as '5%' of the bytes.")
+    ] = "100%",
+    seed: Annotated[int, typer.Option(help="Seed of the draw.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Read every file of a step of ROOT and compare it with the digests taken when it was written."""
-    from asyncckpt.cli.verify import run
+    from asyncckpt.cli.verify import VerifySettings, parse_sample, run
 
     with exit_on_error(as_json=as_json):
-        code = run(root, None if every else step, threads=threads, as_json=as_json)
+        settings = VerifySettings(threads=threads, deep=deep, sample=parse_sample(sample), seed=seed)
+        code = run(root, None if every else step, settings, as_json=as_json)
     raise typer.Exit(code)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
 
-from asyncckpt.cli.output import print_json
+from asyncckpt.cli.output import print_json, printable
 from asyncckpt.errors import CheckpointError, CorruptError, NothingCommittedError, UsageError, error_to_fields
 
 __all__ = ["ExitCode", "exit_on_error"]
@@ -42,7 +42,7 @@ def exit_on_error(*, as_json: bool) -> Iterator[None]:
     except BrokenPipeError:
         raise
     except (CheckpointError, OSError) as error:
-        sys.stderr.write(f"asyncckpt: {error}\n")
+        sys.stderr.write(printable(f"asyncckpt: {error}") + "\n")
         if as_json:
             print_json({"error": error_to_fields(error)})
         sys.exit(code_of(error))

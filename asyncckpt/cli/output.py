@@ -23,12 +23,22 @@ __all__ = [
     "json_value",
     "print_json",
     "print_table",
+    "printable",
 ]
+
+_MAX_INT_BITS = 4096
 
 
 def is_terminal() -> bool:
     """Whether standard output is a terminal."""
     return sys.stdout.isatty()
+
+
+def printable(text: str) -> str:
+    """*text* with control characters and lone surrogates escaped: a checkpoint must not drive the terminal."""
+    if text.isprintable():
+        return text
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
 
 
 def format_bytes(count: int) -> str:
@@ -67,6 +77,8 @@ def json_value(value: Any) -> Any:
         return {str(key): json_value(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [json_value(item) for item in value]
+    if isinstance(value, int) and value.bit_length() > _MAX_INT_BITS:
+        return hex(value)  # Python refuses to write so many decimal digits
     if value is None or isinstance(value, str | int | float):
         return value
     return str(value)
@@ -87,6 +99,7 @@ class Column:
 
 def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
     """Print *rows* under *columns*: a rich table on a terminal, aligned plain text elsewhere."""
+    rows = [[printable(cell) for cell in row] for row in rows]
     if is_terminal():
         _print_rich(columns, rows)
     else:

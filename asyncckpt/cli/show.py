@@ -18,8 +18,10 @@ from asyncckpt.cli.output import (
     format_metrics,
     format_ratio,
     format_time,
+    json_value,
     print_json,
     print_table,
+    printable,
 )
 from asyncckpt.cli.roots import find_step, open_catalog
 from asyncckpt.format.walk import iter_tensors
@@ -128,7 +130,7 @@ def _print_facts(info: CheckpointInfo) -> None:
         "arrays": f"{info.num_arrays}, written by {info.world_size} rank{'s' * (info.world_size != 1)}",
         "metrics": format_metrics(info.metrics),
         "tags": ", ".join(info.tags),
-        "metadata": ", ".join(f"{name}={value}" for name, value in info.metadata.items()),
+        "metadata": ", ".join(f"{name}={json_value(value)}" for name, value in info.metadata.items()),
         "versions": ", ".join(f"{name} {version}" for name, version in info.versions.items()),
         "format": str(info.format),
         "run": info.run,
@@ -136,14 +138,14 @@ def _print_facts(info: CheckpointInfo) -> None:
     print(f"step {info.step}")
     for name, value in facts.items():
         if value:
-            print(f"  {name:<9} {value}")
+            print(printable(f"  {name:<9} {value}"))
 
 
 def _print_tensors(tensors: Sequence[_Tensor]) -> None:
     for item, group in groupby(tensors, key=lambda tensor: tensor.path.partition("/")[0]):
         members = list(group)
         unique = {tensor.key: tensor.bytes for tensor in members}
-        print(f"\n{item}: {len(members)} tensors, {format_bytes(sum(unique.values()))}")
+        print(f"\n{printable(item)}: {len(members)} tensors, {format_bytes(sum(unique.values()))}")
         print_table(_COLUMNS, [_row(tensor) for tensor in members])
 
 

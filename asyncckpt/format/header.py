@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any
 
@@ -12,7 +12,9 @@ import msgspec
 import xxhash
 
 from asyncckpt.errors import CorruptCheckpointError, UnsupportedFormatError
-from asyncckpt.format.index import IndexRef
+from asyncckpt.format.index import IndexRef, index_key
+from asyncckpt.format.json_text import refuse_duplicates
+from asyncckpt.format.limits import MAX_COUNT, MAX_HEADER_BYTES, MAX_INDEX_BYTES
 from asyncckpt.format.paths import check_key
 from asyncckpt.format.tree import Node, decode_value
 from asyncckpt.model import CheckpointInfo
@@ -23,7 +25,7 @@ __all__ = [
 ]  # fmt: skip
 
 FORMAT = 1
-MAX_HEADER_BYTES = 256 * 2**20
+_MAX_STEP = 10**18
 _DIGITS = 32
 _ZEROS = b"0" * _DIGITS
 _TAIL = re.compile(rb'"digest":"([0-9a-f]{32})"\}\}\}\Z')
@@ -130,7 +132,8 @@ def decode_header_file(data: bytes) -> Header:
                 f"the checkpoint has format {found}; this asyncckpt reads format {FORMAT}: update it", format=found
             )
         group = _decode_group(data)
-    except (msgspec.DecodeError, RecursionError) as error:
+        refuse_duplicates(data, msgspec.json.encode(group))
+    except (msgspec.DecodeError, RecursionError, ValueError) as error:
         raise CorruptCheckpointError(f"the header is malformed: {error}") from error
     if group.zarr_format != 3 or group.node_type != "group":
         raise CorruptCheckpointError("the header is not in a Zarr v3 group")
@@ -139,18 +142,41 @@ def decode_header_file(data: bytes) -> Header:
 
 
 def _check(header: Header) -> None:
-    counts = [header.step, header.world_size, header.arrays, header.raw_bytes, header.stored_bytes]
-    counts += [number for reference in header.indexes for number in (reference.rank, reference.bytes)]
-    if min(counts) < 0:
-        raise CorruptCheckpointError("the header has a negative count")
-    for key in (*header.inline, *(reference.key for reference in header.indexes)):
+    counts = (header.world_size, header.arrays, header.raw_bytes, header.stored_bytes)
+    if min(header.step, *counts) < 0 or header.step >= _MAX_STEP or max(counts) > MAX_COUNT:
+        raise CorruptCheckpointError("the header has a negative or an absurd count")
+    for key in header.inline:
         check_key(key)
+    _check_indexes(header)
     try:
-        has_offset = datetime.fromisoformat(header.created).tzinfo is not None
-    except ValueError:
-        has_offset = False
-    if not has_offset:
-        raise CorruptCheckpointError(f"the header was created at {header.created[:50]!r}")
+        _created(header)
+    except (ValueError, OverflowError) as error:
+        raise CorruptCheckpointError(f"the header was created at {header.created[:50]!r}") from error
+
+
+def _check_indexes(header: Header) -> None:
+    ranks = {reference.rank for reference in header.indexes}
+    if not len(ranks) == len(header.indexes) == header.world_size or min(ranks, default=0) < 0:
+        raise CorruptCheckpointError(f"the header names {len(header.indexes)} indexes for {header.world_size} ranks")
+    for reference in header.indexes:
+        if reference.rank >= header.world_size or reference.key != index_key(reference.rank):
+            raise CorruptCheckpointError(f"the index of rank {reference.rank} cannot be {reference.key[:100]!r}")
+        if not 0 <= reference.bytes <= MAX_INDEX_BYTES:
+            raise CorruptCheckpointError(f"the index of rank {reference.rank} cannot have {reference.bytes} bytes")
+
+
+def _created(header: Header) -> datetime:
+    """When the header was created.
+
+    Raises:
+        ValueError: it is no time, or one that cannot be compared with others: without a zone.
+        OverflowError: it has no equivalent in UTC.
+    """
+    created = datetime.fromisoformat(header.created)
+    if created.tzinfo is None:
+        raise ValueError("a time without a zone")
+    created.astimezone(UTC)
+    return created
 
 
 def info_from_header(header: Header, path: str) -> CheckpointInfo:
@@ -163,7 +189,7 @@ def info_from_header(header: Header, path: str) -> CheckpointInfo:
         step=header.step,
         path=path,
         kind=header.kind,
-        created=datetime.fromisoformat(header.created),
+        created=_created(header),
         raw_bytes=header.raw_bytes,
         stored_bytes=header.stored_bytes,
         num_arrays=header.arrays,
@@ -171,18 +197,21 @@ def info_from_header(header: Header, path: str) -> CheckpointInfo:
         format=header.format,
         nonce=header.nonce,
         run=header.run,
-        metrics=_metrics(header.metrics),
+        metrics=_numbers(header.metrics),
         tags=tuple(header.tags),
         versions=MappingProxyType(header.versions),
         metadata=_mapping(header.metadata),
     )
 
 
-def _metrics(node: Node) -> Mapping[str, float]:
-    metrics = _mapping(node)
-    if not all(type(value) in (int, float) for value in metrics.values()):
-        raise CorruptCheckpointError("metrics are numbers")
-    return metrics
+def _numbers(node: Node) -> Mapping[str, float]:
+    found = _mapping(node)
+    if not all(type(name) is str and type(value) in (int, float) for name, value in found.items()):
+        raise CorruptCheckpointError("metrics are numbers by name")
+    try:
+        return MappingProxyType({name: float(value) for name, value in found.items()})
+    except OverflowError as error:
+        raise CorruptCheckpointError("a metric is larger than any float") from error
 
 
 def _mapping(node: Node) -> Mapping[str, Any]:
@@ -192,5 +221,5 @@ def _mapping(node: Node) -> Mapping[str, Any]:
     return MappingProxyType(value)
 
 
-def _refuse(node: dict[str, Any]) -> Any:
+def _refuse(node: dict[str, Any], depth: int) -> Any:
     raise CorruptCheckpointError(f"the header holds an unknown value {str(node)[:100]}")

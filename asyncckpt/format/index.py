@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 import google_crc32c
 import msgspec
 import xxhash
 
 from asyncckpt.errors import CorruptCheckpointError
+from asyncckpt.format.limits import MAX_FILE_BYTES, MAX_INDEX_BYTES
 from asyncckpt.format.paths import check_key
 
-__all__ = ["FileRecord", "IndexRef", "decode_index", "encode_index"]
+__all__ = ["FileRecord", "IndexRef", "decode_index", "encode_index", "index_key"]
 
 _CRC_BYTES = 4
 
@@ -72,12 +73,17 @@ def encode_index(records: Sequence[FileRecord], *, rank: int = 0) -> tuple[bytes
     )
     reference = IndexRef(
         rank,
-        f"index/rank-{rank:05d}",
+        index_key(rank),
         len(chunk),
         xxhash.xxh3_128_hexdigest(chunk),
         xxhash.xxh3_128_hexdigest(metadata),
     )
     return metadata, chunk, reference
+
+
+def index_key(rank: int) -> str:
+    """The array that holds the index of *rank*: ``index/rank-00000``."""
+    return f"index/rank-{rank:05d}"
 
 
 def decode_index(reference: IndexRef, metadata: bytes, chunk: bytes) -> list[FileRecord]:
@@ -86,16 +92,30 @@ def decode_index(reference: IndexRef, metadata: bytes, chunk: bytes) -> list[Fil
     Raises:
         CorruptCheckpointError: they are not the files the header names.
     """
+    if len(chunk) > MAX_INDEX_BYTES:
+        raise CorruptCheckpointError(f"{reference.key} is over the limit of {MAX_INDEX_BYTES} bytes", key=reference.key)
     if xxhash.xxh3_128_hexdigest(metadata) != reference.metadata_digest:
         raise CorruptCheckpointError(f"{reference.key}/zarr.json does not match its digest", key=reference.key)
     if len(chunk) != reference.bytes or xxhash.xxh3_128_hexdigest(chunk) != reference.digest:
         raise CorruptCheckpointError(f"{reference.key}/c.0 does not match its digest", key=reference.key)
     try:
         records = _decode_records(chunk[:-_CRC_BYTES])
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
         raise CorruptCheckpointError(f"{reference.key} is not an index: {error}", key=reference.key) from error
+    keys: set[str] = set()
     for record in records:
-        check_key(record.key)
-        if record.bytes < 0:
-            raise CorruptCheckpointError(f"{record.key} has a negative size", key=record.key)
+        _check(record, keys)
+        keys.add(record.key)
     return records
+
+
+def _check(record: FileRecord, keys: Container[str]) -> None:
+    key = check_key(record.key)
+    if record.bytes < 0:
+        raise CorruptCheckpointError(f"{key} has a negative size", key=key)
+    if record.bytes > 2 * MAX_FILE_BYTES:  # stored ones are hardly larger than raw ones
+        raise CorruptCheckpointError(f"{key} cannot have {record.bytes} bytes", key=key)
+    if key in keys:
+        raise CorruptCheckpointError(f"{key} is in the index twice", key=key)
+    if key == "zarr.json" or key.startswith("index/rank-"):
+        raise CorruptCheckpointError(f"{key} cannot be in the index: only the header vouches for it", key=key)

@@ -75,6 +75,21 @@ class ArrayLayout:
         """Entries of a shard's index; 1 when not sharded."""
         return math.prod(self.file_shape) // math.prod(self.chunk_shape)
 
+    @property
+    def num_files(self) -> int:
+        """Files of the array."""
+        return math.prod(_grid(self.shape, self.file_shape))
+
+    @property
+    def file_bytes(self) -> int:
+        """Raw bytes of one full file."""
+        return math.prod(self.file_shape) * self.data_type.itemsize
+
+    @property
+    def max_stored_bytes(self) -> int:
+        """More than a file of this array can have: what codecs add to incompressible chunks is far less."""
+        return self.file_bytes + self.file_bytes // 16 + self.chunks_per_shard * 1024 + 1024
+
     def files(self) -> Iterator[FilePart]:
         """Every file, in the order of the raw bytes."""
         if not self.shape:

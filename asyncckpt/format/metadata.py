@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
@@ -12,13 +11,20 @@ import msgspec
 from asyncckpt.errors import CorruptCheckpointError
 from asyncckpt.format.codecs import check_codecs
 from asyncckpt.format.dtypes import DATA_TYPES, DataType
+from asyncckpt.format.json_text import refuse_duplicates
 from asyncckpt.format.layout import ArrayLayout, Shape
+from asyncckpt.format.limits import (
+    MAX_ARRAY_BYTES,
+    MAX_CHUNK_BYTES,
+    MAX_CHUNKS_PER_SHARD,
+    MAX_CODECS,
+    MAX_DIMENSIONS,
+    MAX_FILE_BYTES,
+    MAX_METADATA_BYTES,
+)
 
 __all__ = ["decode_array_metadata", "encode_array_metadata", "encode_group_metadata"]
 
-_MAX_METADATA_BYTES = 2**20
-_MAX_DIMENSIONS = 64
-_MAX_BYTES = 2**50
 _INDEX_CODECS = ({"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"})
 _CHUNK_KEYS = {"name": "default", "configuration": {"separator": "."}}
 
@@ -100,13 +106,14 @@ def decode_array_metadata(data: bytes) -> tuple[ArrayLayout, dict[str, Any]]:
     Raises:
         CorruptCheckpointError: it is not such a file.
     """
-    if len(data) > _MAX_METADATA_BYTES:
-        raise CorruptCheckpointError(f"array metadata of {len(data)} bytes is over the limit of {_MAX_METADATA_BYTES}")
+    if len(data) > MAX_METADATA_BYTES:
+        raise CorruptCheckpointError(f"array metadata of {len(data)} bytes is over the limit of {MAX_METADATA_BYTES}")
     try:
         found = _decode(data)
         layout = _layout(found)
-    except (msgspec.DecodeError, RecursionError, KeyError, TypeError, ValueError) as error:
-        raise CorruptCheckpointError(f"array metadata is malformed: {error}") from error
+        refuse_duplicates(data, encode_array_metadata(layout, found.attributes))
+    except (msgspec.DecodeError, RecursionError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CorruptCheckpointError(f"array metadata is malformed: {str(error)[:500]}") from error
     return layout, found.attributes
 
 
@@ -148,10 +155,14 @@ def _shape(value: Any, dimensions: int) -> Shape:
 
 
 def _checked(layout: ArrayLayout) -> ArrayLayout:
-    if len(layout.shape) > _MAX_DIMENSIONS or any(length < 1 for length in layout.shape):
+    if len(layout.shape) > MAX_DIMENSIONS or any(length < 1 for length in layout.shape):
         raise ValueError("a shape that format 1 does not have")
-    if layout.num_bytes > _MAX_BYTES or math.prod(layout.file_shape) * layout.data_type.itemsize > _MAX_BYTES:
-        raise ValueError("an array larger than any memory")
+    if layout.num_bytes > MAX_ARRAY_BYTES or layout.file_bytes > MAX_FILE_BYTES:
+        raise ValueError("an array larger than any memory, or files over the limit")
+    if layout.chunk_bytes > MAX_CHUNK_BYTES or layout.chunks_per_shard > MAX_CHUNKS_PER_SHARD:
+        raise ValueError("chunks over the limit, or too many of them in a shard")
+    if len(layout.codecs) > MAX_CODECS:
+        raise ValueError(f"more than {MAX_CODECS} codecs")
     if not _is_planned(layout):
         raise ValueError("chunks that format 1 does not have")
     return layout

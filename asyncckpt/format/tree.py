@@ -7,7 +7,6 @@ are themselves. Everything else is an object with a tag under ``"$"``; ``docs/fo
 from __future__ import annotations
 
 import base64
-import binascii
 import enum
 import math
 import struct
@@ -32,7 +31,8 @@ Node = Any
 """A JSON value: None, bool, int, float, str, list, or dict with string keys."""
 
 EncodeLeaf = Callable[[Any, str], Node | None]
-DecodeLeaf = Callable[[dict[str, Any]], Any]
+DecodeLeaf = Callable[[dict[str, Any], int], Any]
+"""Makes the value of a node, given how deep it is."""
 
 
 def encode_value(value: Any, path: str, leaf: EncodeLeaf, depth: int = 0) -> Node:
@@ -71,11 +71,18 @@ class _Encoder:
             return self._dict(value, path, depth)
         if kind is OrderedDict:
             return self._ordered(value, path, depth)
-        if isinstance(value, enum.Enum):
-            return _encode_enum(value, path)
+        if isinstance(value, enum.Enum) and _find_class(_enum_name(kind)) is kind:
+            return _encode_enum(value)
         if isinstance(value, PurePath):
             return {TAG: "path", "value": _encode_str(str(value))}
         node = self._leaf(value, path)
+        if node is None and isinstance(value, enum.Enum):
+            raise UnsupportedStateError(
+                f"{path} holds a {kind.__module__}.{kind.__qualname__}, an enum that no restore could find: "
+                "define it at the top level of its module",
+                key=path,
+                type=f"{kind.__module__}.{kind.__qualname__}",
+            )
         if node is None:
             raise UnsupportedStateError(
                 f"{path} holds a {kind.__module__}.{kind.__qualname__}, which cannot be stored; remove it from the "
@@ -126,6 +133,19 @@ def below(path: str, key: Any) -> str:
     return f"{path}/{key}" if path else str(key)
 
 
+def _find_class(name: str) -> Any:
+    """What is called ``module:QualName`` here; None if there is nothing.
+
+    Only in modules this process has imported by itself, and never through ``getattr``, which modules
+    may use to import more: a checkpoint must not cause an import.
+    """
+    module, _, path = name.partition(":")
+    found: Any = sys.modules.get(module)
+    for part in path.split("."):
+        found = getattr(found, "__dict__", {}).get(part)
+    return found
+
+
 def _is_text(value: str) -> bool:
     try:
         value.encode()
@@ -148,32 +168,17 @@ def _encode_str(value: str) -> Node:
     return {TAG: "str", "value": _base64(value.encode("utf-8", "surrogatepass"))}
 
 
-def _encode_enum(value: enum.Enum, path: str) -> Node:
-    kind = type(value)
-    node = {TAG: "enum", "type": f"{kind.__module__}:{kind.__qualname__}"}
-    if _find_class(node["type"]) is not kind:
-        raise UnsupportedStateError(
-            f"{path} is a member of the enum {kind.__qualname__}, which no restore could find: define it at the top "
-            f"level of {kind.__module__}",
-            key=path,
-            type=f"{kind.__module__}.{kind.__qualname__}",
-        )
-    if isinstance(value, enum.Flag) and value.name not in kind.__members__:
-        return {**node, "value": _encode_int(value.value)}  # a combination, or none
-    return {**node, "name": value.name}
+def _enum_name(kind: type[enum.Enum]) -> str:
+    return f"{kind.__module__}:{kind.__qualname__}"
 
 
-def _find_class(name: str) -> Any:
-    """What is called ``module:QualName`` here.
-
-    Only in modules this process has imported by itself, and never through ``getattr``, which modules
-    may use to import more: a checkpoint must not cause an import.
-    """
-    module, _, path = name.partition(":")
-    found: Any = sys.modules.get(module)
-    for part in path.split("."):
-        found = getattr(found, "__dict__", {}).get(part)
-    return found
+def _encode_enum(member: enum.Enum) -> Node:
+    kind = type(member)
+    node = {TAG: "enum", "type": _enum_name(kind)}
+    # Several flags, or none, are no member of their own: Access.READ | Access.WRITE.
+    if isinstance(member, enum.Flag) and member.name not in kind.__members__:
+        return {**node, "value": _encode_int(member.value)}
+    return {**node, "name": member.name}
 
 
 def _base64(data: bytes) -> str:
@@ -190,22 +195,23 @@ _SCALARS: dict[type, Callable[[Any], Node]] = {
 }
 
 
-def decode_value(node: Node, leaf: DecodeLeaf) -> Any:
+def decode_value(node: Node, leaf: DecodeLeaf, depth: int = 0) -> Any:
     """The value of *node*; the inverse of `encode_value`.
 
     Args:
         node: a tree as read from a header.
         leaf: makes values of the tags this module does not know.
+        depth: how deep *node* is; the limit is for whole trees.
 
     Raises:
         CorruptCheckpointError: *node* is not a tree, or is nested too deep.
         UnsupportedStateError: an enum class that is not imported in this process, or a member it lacks.
     """
     try:
-        return _Decoder(leaf).decode(node, 0)
-    except CheckpointError:  # some are TypeErrors too; not damage, which a restore would fall back from
+        return _Decoder(leaf).decode(node, depth)
+    except CheckpointError:  # UnsupportedStateError is also a TypeError, and not damage that a restore falls back from
         raise
-    except (LookupError, TypeError, ValueError, AttributeError, binascii.Error, struct.error) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError, struct.error) as error:
         raise CorruptCheckpointError(f"the state tree is malformed: {type(error).__name__}: {error}") from error
 
 
@@ -215,7 +221,9 @@ class _Decoder:
 
     def decode(self, node: Node, depth: int) -> Any:
         if depth > _MAX_DECODE_DEPTH:
-            raise CorruptCheckpointError(f"the state tree is nested more than {_MAX_DECODE_DEPTH} levels deep")
+            raise CorruptCheckpointError(
+                f"the state tree is nested too deep, more than {_MAX_DECODE_DEPTH} levels deep"
+            )
         if isinstance(node, list):
             return [self.decode(item, depth + 1) for item in node]
         if not isinstance(node, dict):
@@ -231,7 +239,7 @@ class _Decoder:
             return {self.decode(key, depth + 1): self.decode(item, depth + 1) for key, item in node["items"]}
         if tag == "odict":
             return self._ordered(node, depth)
-        return self._leaf(node)
+        return self._leaf(node, depth)
 
     def _ordered(self, node: dict[str, Any], depth: int) -> OrderedDict[Any, Any]:
         items = [(self.decode(key, depth + 1), self.decode(item, depth + 1)) for key, item in node["items"]]
@@ -265,13 +273,8 @@ def _decode_int(node: Node) -> int:
     return int(node["value"], 16) if isinstance(node, dict) else int(node)
 
 
-def _decode_path(node: dict[str, Any]) -> Path:
-    value = node["value"]
-    return Path(_decode_str(value) if isinstance(value, dict) else value)
-
-
-def _decode_str(node: dict[str, Any]) -> str:
-    return _from_base64(node["value"]).decode("utf-8", "surrogatepass")
+def _decode_str(node: Node) -> str:
+    return node if isinstance(node, str) else _from_base64(node["value"]).decode("utf-8", "surrogatepass")
 
 
 def _from_base64(text: str) -> bytes:
@@ -284,7 +287,7 @@ _SIMPLE_TAGS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "complex": lambda node: complex(_part(node["real"]), _part(node["imag"])),
     "str": _decode_str,
     "bytes": lambda node: _from_base64(node["value"]),
-    "path": _decode_path,
+    "path": lambda node: Path(_decode_str(node["value"])),
     "datetime": lambda node: datetime.fromisoformat(node["value"]).replace(fold=node["fold"]),
     "enum": _decode_enum,
 }

@@ -9,19 +9,26 @@ from functools import cached_property
 from typing import TypeVar
 
 from asyncckpt.errors import CheckpointNotFoundError, CorruptCheckpointError, CorruptError, StorageError
-from asyncckpt.format.header import MAX_HEADER_BYTES, Header, decode_header_file, info_from_header
+from asyncckpt.format.header import Header, decode_header_file, info_from_header
 from asyncckpt.format.index import FileRecord, IndexRef, decode_index
+from asyncckpt.format.limits import MAX_HEADER_BYTES, MAX_METADATA_BYTES
 from asyncckpt.format.paths import parse_step_name, step_name
 from asyncckpt.model import CheckpointInfo
 from asyncckpt.repository.names import HEADER, header_key
 from asyncckpt.stores.contract import Store
 
-__all__ = ["Catalog", "CommittedStep", "DamagedStep"]
+__all__ = ["ABSENT", "UNREADABLE", "Catalog", "CommittedStep", "DamagedStep"]
 
-_ABSENT = (errno.ENOENT, errno.ENOTDIR)
-# What a medium, a file system check or a tampered step gives. Anything else (EACCES, ESTALE, ...) says
-# nothing about the checkpoint and must not make a restore fall back to an older one in silence.
-_UNREADABLE = (errno.EIO, errno.EINVAL, errno.ELOOP, getattr(errno, "EUCLEAN", errno.EIO), errno.EBADMSG)
+ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR})
+"""Errno of a file that is not there."""
+UNREADABLE = frozenset(
+    {
+        errno.EIO, errno.EBADMSG, getattr(errno, "EUCLEAN", errno.EIO),
+        errno.EINVAL, errno.ELOOP, errno.ENXIO, errno.ENODEV, errno.ENAMETOOLONG,
+    }
+)  # fmt: skip
+"""Errno of what a medium, a file system check or a tampered step gives. Anything else (EACCES, ESTALE, ...) says
+nothing about the checkpoint and must not make a restore fall back to an older one in silence."""
 _T = TypeVar("_T")
 
 
@@ -31,12 +38,13 @@ class CommittedStep:
     Args:
         store: the root.
         step: number of a step that was committed; whether it still is shows when something is read.
+        prefix: where it lies, if it was moved.
     """
 
-    def __init__(self, store: Store, step: int) -> None:
+    def __init__(self, store: Store, step: int, prefix: str | None = None) -> None:
         self.store = store
         self.step = step
-        self.prefix = step_name(step)
+        self.prefix = step_name(step) if prefix is None else prefix
 
     def __repr__(self) -> str:
         return f"CommittedStep({self.location!r})"
@@ -56,7 +64,10 @@ class CommittedStep:
             UnsupportedFormatError: written by a newer version.
             StorageError: it cannot be read.
         """
-        data = self.read_file(HEADER)
+        # Not even read when it is too long: a sparse file of any size costs nothing to make.
+        if self.read_file(HEADER, 1, MAX_HEADER_BYTES):
+            raise self._corrupt(HEADER, f"it has more than the limit of {MAX_HEADER_BYTES} bytes")
+        data = self.read_file(HEADER, MAX_HEADER_BYTES)
         header = self._checked(HEADER, lambda: decode_header_file(data))
         if header.step != self.step:
             raise self._corrupt(HEADER, f"it is the header of step {header.step}")
@@ -75,16 +86,22 @@ class CommittedStep:
             CorruptCheckpointError: an index is missing or damaged.
             StorageError: it cannot be read.
         """
-        return [record for reference in self.header.indexes for record in self.read_index_of(reference)]
+        records = {}
+        for reference in self.header.indexes:
+            for record in self.read_index_of(reference):
+                if record.key in records:
+                    raise self._corrupt(reference.key, f"{record.key} is in the index of another rank too")
+                records[record.key] = record
+        return list(records.values())
 
     def read_index_of(self, reference: IndexRef) -> list[FileRecord]:
         """`read_index` of one rank."""
-        metadata = self.read_file(f"{reference.key}/zarr.json")
-        chunk = self.read_file(f"{reference.key}/c.0")
+        metadata = self.read_file(f"{reference.key}/zarr.json", MAX_METADATA_BYTES)
+        chunk = self.read_file(f"{reference.key}/c.0", reference.bytes + 1)
         return self._checked(reference.key, lambda: decode_index(reference, metadata, chunk))
 
-    def read_file(self, key: str) -> bytes:
-        """One whole file of the step.
+    def read_file(self, key: str, length: int, offset: int = 0) -> bytes:
+        """The bytes of one file of the step from *offset* on, at most *length*.
 
         Raises:
             CheckpointNotFoundError: the step was deleted meanwhile.
@@ -92,11 +109,11 @@ class CommittedStep:
             StorageError: it cannot be read.
         """
         try:
-            return self.store.read(f"{self.prefix}/{key}", 0, MAX_HEADER_BYTES + 1)
+            return self.store.read(f"{self.prefix}/{key}", offset, length)
         except StorageError as error:
-            if error.errno in _UNREADABLE:
+            if error.errno in UNREADABLE:
                 raise self._corrupt(key, error.message) from error
-            if error.errno not in _ABSENT:
+            if error.errno not in ABSENT:
                 raise
             if key == HEADER:
                 raise self._not_found() from None
@@ -114,7 +131,7 @@ class CommittedStep:
             CheckpointNotFoundError: the step was deleted since its header was read, or deleted and
                 written again.
         """
-        if CommittedStep(self.store, self.step).header.nonce != self.header.nonce:
+        if CommittedStep(self.store, self.step, self.prefix).header.nonce != self.header.nonce:
             raise self._not_found()
 
     def delete(self) -> None:

@@ -1,16 +1,22 @@
-"""Moves a damaged step out of the way, so that its number can be saved again."""
+"""Moves a damaged step out of the way, so that its number can be saved again; and finds it there."""
 
 from __future__ import annotations
 
+import os
+import re
 import uuid
 
+from asyncckpt.errors import InvalidOptionError
 from asyncckpt.format.paths import step_name
+from asyncckpt.repository.catalog import CommittedStep
 from asyncckpt.repository.names import OWN
+from asyncckpt.stores import open_store
 from asyncckpt.stores.contract import Store
 
-__all__ = ["DAMAGED", "quarantine_step"]
+__all__ = ["DAMAGED", "open_step_directory", "quarantine_step"]
 
 DAMAGED = f"{OWN}/damaged"
+_STEP_DIRECTORY = re.compile(r"step-(\d{8,18})(-.*)?\Z", re.ASCII)
 
 
 def quarantine_step(store: Store, step: int) -> str:
@@ -32,3 +38,17 @@ def quarantine_step(store: Store, step: int) -> str:
     store.sync_directory(DAMAGED)
     store.sync_directory("")
     return store.location(target)
+
+
+def open_step_directory(path: str | os.PathLike[str]) -> CommittedStep:
+    """The step in the directory *path*, ``.../step-00000500`` or as `quarantine_step` called it.
+
+    Raises:
+        InvalidOptionError: it is not called like a step.
+        CheckpointNotFoundError: the directory above it does not exist.
+    """
+    parent, name = os.path.split(os.path.abspath(path))
+    match = _STEP_DIRECTORY.match(name)
+    if match is None:
+        raise InvalidOptionError(f"{os.fspath(path)} is not the directory of a step", path=os.fspath(path))
+    return CommittedStep(open_store(parent), int(match[1]), name)

@@ -70,6 +70,9 @@ def _sync_path(path: str) -> None:
 
 
 def _require_ours(root: str) -> None:
+    for own in (OWN, PARTIAL):
+        if os.path.islink(f"{root}/{own}"):  # what it leads to would be written to and cleared
+            raise ForeignRootError(f"{root}/{own} is a symbolic link; choose another directory", path=root)
     names = set(os.listdir(root)) - _HARMLESS
     if OWN in names:
         return

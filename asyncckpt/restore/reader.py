@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import base64
 import binascii
-import errno
 import functools
 import math
 import os
-import threading
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -17,48 +15,22 @@ from typing import Any
 import torch
 import xxhash
 
-from asyncckpt.errors import CorruptCheckpointError, StorageError
+from asyncckpt.errors import CorruptCheckpointError, StagingMemoryError, StorageError
 from asyncckpt.format.dtypes import DATA_TYPES
 from asyncckpt.format.files import decode_file
 from asyncckpt.format.header import InlineTensor
 from asyncckpt.format.index import FileRecord
 from asyncckpt.format.layout import ArrayLayout, FilePart
+from asyncckpt.format.limits import MAX_DIMENSIONS, MAX_METADATA_BYTES
 from asyncckpt.format.metadata import decode_array_metadata
-from asyncckpt.repository.catalog import CommittedStep
+from asyncckpt.model import Damage
+from asyncckpt.repository.catalog import ABSENT, UNREADABLE, CommittedStep
+from asyncckpt.repository.names import HEADER
+from asyncckpt.restore.buffers import ThreadBuffers
 from asyncckpt.restore.scratch import FreshMemory, Memory
+from asyncckpt.stores.contract import Store
 
-__all__ = ["read_tensors"]
-
-
-@dataclass(frozen=True, slots=True)
-class _Array:
-    """One array to read: where its bytes go, and what they are."""
-
-    key: str
-    layout: ArrayLayout
-    torch_dtype: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class _File:
-    """One chunk or shard file, and the memory of its whole array."""
-
-    array: _Array
-    part: FilePart
-    record: FileRecord
-    out: memoryview
-
-
-class _Buffers(threading.local):
-    """One reused read buffer per thread: fresh memory for every chunk costs more than decoding it."""
-
-    def __init__(self) -> None:
-        self._block = bytearray()
-
-    def get(self, num_bytes: int) -> memoryview:
-        if len(self._block) < num_bytes:
-            self._block = bytearray(num_bytes)
-        return memoryview(self._block)[:num_bytes]
+__all__ = ["TensorReader", "read_tensors"]
 
 
 def read_tensors(
@@ -85,129 +57,226 @@ def read_tensors(
         StorageError: the storage failed.
         StagingMemoryError: there is not enough memory.
     """
-    inline = committed.header.inline
-    tensors = {key: _inline_tensor(key, inline[key]) for key in keys if key in inline}
-    wanted = [key for key in keys if key not in inline]
-    if not wanted:
-        return tensors
-    reader = _Reader(committed)
-    with ThreadPoolExecutor(threads or _available_cpus(), thread_name_prefix="asyncckpt-restore") as pool:
-        arrays = [array for array in pool.map(reader.read_layout, wanted) if array is not None]
-        reader.raise_damage()
-        blocks = (memory or FreshMemory()).allocate([array.layout.num_bytes for array in arrays])
-        files = [file for array, out in zip(arrays, blocks, strict=True) for file in reader.files(array, out)]
-        reader.raise_damage()
-        # Largest first, so that no thread starts a long file when the others are done.
-        files.sort(key=lambda file: file.part.start - file.part.stop)
-        for _ in pool.map(reader.read_file, files):
-            pass
-    reader.raise_damage()
-    tensors.update((array.key, _tensor(array, out)) for array, out in zip(arrays, blocks, strict=True))
+    reader = TensorReader(committed.store, committed.prefix, committed.header.raw_bytes)
+    tensors = reader.read_inline(committed.header.inline, keys)
+    wanted = [key for key in dict.fromkeys(keys) if key not in committed.header.inline]
+    if wanted:
+        reader.expect(committed.read_index())
+        tensors.update(reader.read(wanted, threads, memory, or_nothing=True))
+    if reader.damaged:
+        committed.require_unchanged()
+        raise _corrupt(committed, reader.damaged)
     return tensors
 
 
-class _Reader:
-    """Shared by the threads of one call; collects what is damaged instead of stopping at the first."""
+def _corrupt(committed: CommittedStep, damaged: Collection[Damage]) -> CorruptCheckpointError:
+    first, *rest = sorted(damaged, key=lambda damage: damage.key)
+    more = f" and {len(rest)} more files" if rest else ""
+    return CorruptCheckpointError(
+        f"step {committed.step} is damaged: {first.key}: {first.reason}{more}",
+        step=committed.step,
+        path=committed.location,
+        damaged=[{"key": damage.key, "reason": damage.reason} for damage in (first, *rest)],
+    )
 
-    def __init__(self, committed: CommittedStep) -> None:
-        self._committed = committed
-        self._records = {record.key: record for record in committed.read_index()}
-        self._buffers = _Buffers()
-        self._damaged: list[dict[str, str]] = []
 
-    def raise_damage(self) -> None:
-        """Raise if anything was damaged; unless the step was deleted, which explains it."""
-        if not self._damaged:
-            return
-        self._committed.require_unchanged()
-        first = self._damaged[0]
-        rest = f" and {len(self._damaged) - 1} more files" if len(self._damaged) > 1 else ""
-        raise CorruptCheckpointError(
-            f"step {self._committed.step} is damaged: {first['key']}: {first['reason']}{rest}",
-            step=self._committed.step,
-            path=self._committed.location,
-            damaged=sorted(self._damaged, key=lambda damage: damage["key"]),
-        )
+@dataclass(frozen=True, slots=True)
+class _Array:
+    """One array to read."""
 
-    def read_layout(self, key: str) -> _Array | None:
+    key: str
+    layout: ArrayLayout
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """One chunk or shard file, what should be in it, and the memory of its whole array."""
+
+    array: _Array
+    name: str
+    part: FilePart
+    record: FileRecord | None
+    out: memoryview
+
+
+class TensorReader:
+    """Reads arrays of one step; collects what is damaged instead of stopping at the first.
+
+    Until `expect` is called, nothing vouches for a file but the checksums in it.
+
+    Args:
+        store: the root.
+        prefix: the step.
+        max_bytes: what all arrays may have together; more is a lie.
+
+    Attributes:
+        damaged: what is damaged, in no order.
+    """
+
+    def __init__(self, store: Store, prefix: str, max_bytes: int | None = None) -> None:
+        self._store = store
+        self._prefix = prefix
+        self._max_bytes = max_bytes
+        self._records: Mapping[str, FileRecord] | None = None
+        self._buffers = ThreadBuffers()
+        self.damaged: list[Damage] = []
+
+    def expect(self, records: Collection[FileRecord]) -> None:
+        """From now on a file must be what its record says, and must have one."""
+        self._records = {record.key: record for record in records}
+
+    def read_inline(self, inline: Mapping[str, InlineTensor], keys: Collection[str]) -> dict[str, torch.Tensor]:
+        """Those of *keys* that are in the header."""
+        wanted = [key for key in dict.fromkeys(keys) if key in inline]
+        found = {key: self._guarded(HEADER, key, functools.partial(_inline_tensor, inline[key])) for key in wanted}
+        return {key: tensor for key, tensor in found.items() if tensor is not None}
+
+    def read(
+        self,
+        keys: Collection[str],
+        threads: int | None = None,
+        memory: Memory | None = None,
+        *,
+        or_nothing: bool = False,
+    ) -> dict[str, torch.Tensor]:
+        """The arrays *keys*, without those that are damaged.
+
+        Args:
+            keys: array keys.
+            threads: decoding threads; None takes the CPUs this process may use.
+            memory: where the tensors lie; None gives them fresh memory of their own.
+            or_nothing: whether to stop early when something is damaged.
+
+        Raises:
+            StorageError: the storage failed.
+            StagingMemoryError: there is not enough memory.
+        """
+        with ThreadPoolExecutor(threads or _available_cpus(), thread_name_prefix="asyncckpt-restore") as pool:
+            arrays = [array for array in pool.map(self._array, keys) if array is not None]
+            self._check_total(arrays)
+            if or_nothing and self.damaged:
+                return {}
+            blocks = (memory or FreshMemory()).allocate([array.layout.num_bytes for array in arrays])
+            files = [file for array, out in zip(arrays, blocks, strict=True) for file in self._files(array, out)]
+            # Largest first, so that no thread starts a long file when the others are done.
+            files.sort(key=lambda file: file.part.start - file.part.stop)
+            for _ in pool.map(self._read_file, files):
+                pass
+        lost = {damage.array for damage in self.damaged}
+        pairs = zip(arrays, blocks, strict=True)
+        views = {
+            array.key: self._guarded(f"{array.key}/zarr.json", array.key, functools.partial(_tensor, array.layout, out))
+            for array, out in pairs
+            if array.key not in lost
+        }
+        return {key: tensor for key, tensor in views.items() if tensor is not None}
+
+    def _check_total(self, arrays: Collection[_Array]) -> None:
+        total = sum(array.layout.num_bytes for array in arrays)
+        if self._max_bytes is not None and total > self._max_bytes:
+            reason = f"its arrays announce {total} bytes, more than the whole checkpoint with {self._max_bytes}"
+            self.damaged.append(Damage(HEADER, reason))
+
+    def _array(self, key: str) -> _Array | None:
         name = f"{key}/zarr.json"
-        found: _Array | None = self._guarded(name, lambda: self._read_layout(key, name))
+        found: _Array | None = self._guarded(name, key, lambda: self._read_metadata(key, name))
         return found
 
-    def _read_layout(self, key: str, name: str) -> _Array:
-        data = self._committed.read_file(name)
-        _check_digest(self._record(name), len(data), xxhash.xxh3_128_hexdigest(data))
-        layout, attributes = decode_array_metadata(data)
-        if layout.num_bytes > self._committed.header.raw_bytes:
-            raise CorruptCheckpointError(f"it announces {layout.num_bytes} bytes, more than the whole checkpoint")
-        return _Array(key, layout, attributes.get("asyncckpt", {}).get("torch_dtype"))
+    def _read_metadata(self, key: str, name: str) -> _Array:
+        data = self._store.read(f"{self._prefix}/{name}", 0, MAX_METADATA_BYTES + 1)
+        _check_digest(self._record(name), len(data), data)
+        layout, _ = decode_array_metadata(data)
+        if self._records is None and {"name": "crc32c"} not in layout.codecs:
+            raise CorruptCheckpointError("nothing vouches for it: neither an index nor a crc32c in its codecs")
+        # Files are counted before anybody enumerates them, and before their array gets memory.
+        if self._records is None:
+            present = {entry.name for entry in self._store.entries(f"{self._prefix}/{key}") if not entry.is_special}
+            is_there = layout.num_files < len(present) and all(part.key in present for part in layout.files())
+        else:
+            is_there = layout.num_files < len(self._records)
+        if not is_there:
+            raise CorruptCheckpointError(f"some of the {layout.num_files} files of this array are missing")
+        return _Array(key, layout)
 
-    def files(self, array: _Array, out: memoryview) -> Iterable[_File]:
+    def _files(self, array: _Array, out: memoryview) -> Iterator[_File]:
         for part in array.layout.files():
             name = f"{array.key}/{part.key}"
-            record = self._guarded(name, functools.partial(self._record, name))
-            if record is not None:
-                yield _File(array, part, record, out)
+            file = self._guarded(name, array.key, functools.partial(self._file, array, name, part, out))
+            if file is not None:
+                yield file
 
-    def read_file(self, file: _File) -> None:
-        self._guarded(file.record.key, lambda: self._read_file(file))
+    def _file(self, array: _Array, name: str, part: FilePart, out: memoryview) -> _File:
+        record = self._record(name)
+        if record is not None and record.bytes > array.layout.max_stored_bytes:
+            raise CorruptCheckpointError(f"it cannot have {record.bytes} bytes")
+        return _File(array, name, part, record, out)
 
     def _read_file(self, file: _File) -> None:
-        record = file.record
-        # One byte more than there should be, so that a file that grew is noticed.
-        room = self._buffers.get(record.bytes + 1)
-        num_bytes = self._committed.store.read_into(f"{self._committed.prefix}/{record.key}", room)
-        data = room[: record.bytes]
-        _check_digest(record, num_bytes, xxhash.xxh3_128_hexdigest(data))
-        decode_file(file.array.layout, file.part, data, file.out)
+        self._guarded(file.name, file.array.key, lambda: self._decode_file(file))
 
-    def _record(self, name: str) -> FileRecord:
+    def _decode_file(self, file: _File) -> None:
+        layout, record = file.array.layout, file.record
+        # One byte more than there should be, so that a file that grew is noticed.
+        room = self._buffers.get((layout.max_stored_bytes if record is None else record.bytes) + 1)
+        num_bytes = self._store.read_into(f"{self._prefix}/{file.name}", room)
+        data = room[: min(num_bytes, len(room) - 1)]
+        _check_digest(record, num_bytes, data)
+        decode_file(layout, file.part, data, file.out)
+
+    def _record(self, name: str) -> FileRecord | None:
+        if self._records is None:
+            return None
         try:
             return self._records[name]
         except KeyError:
             raise CorruptCheckpointError("it is not in the index") from None
 
-    def _guarded(self, name: str, read: Callable[[], Any]) -> Any:
+    def _guarded(self, name: str, array: str, read: Callable[[], Any]) -> Any:
         try:
             return read()
         except CorruptCheckpointError as error:
-            self._damaged.append({"key": name, "reason": error.message})
+            self.damaged.append(Damage(name, error.message, array))
         except StorageError as error:
-            if error.errno is None or error.errno not in _DAMAGE_ERRNOS:
+            if error.errno not in UNREADABLE | ABSENT:
                 raise
-            self._damaged.append({"key": name, "reason": error.message})
+            self.damaged.append(Damage(name, error.message, array))
+        except MemoryError as error:
+            raise StagingMemoryError(f"there is no memory to decode {name}") from error
         return None
 
 
-# What a missing file, a failing medium or a tampered step gives; anything else says nothing about the step.
-_DAMAGE_ERRNOS = (errno.ENOENT, errno.ENOTDIR, errno.EIO, errno.EINVAL, errno.ELOOP)
-
-
-def _check_digest(record: FileRecord, num_bytes: int, digest: str) -> None:
+def _check_digest(record: FileRecord | None, num_bytes: int, data: bytes | memoryview) -> None:
+    if record is None:
+        return
     if num_bytes != record.bytes:
         raise CorruptCheckpointError(f"it has {num_bytes} bytes instead of {record.bytes}")
-    if digest != record.stored:
+    if xxhash.xxh3_128_hexdigest(data) != record.stored:
         raise CorruptCheckpointError("it does not match its digest")
 
 
-def _inline_tensor(key: str, inline: InlineTensor) -> torch.Tensor:
+def _inline_tensor(inline: InlineTensor) -> torch.Tensor:
     try:
         data = bytearray(base64.b64decode(inline.data, validate=True))
-    except binascii.Error as error:
-        raise CorruptCheckpointError(f"inline tensor {key} is malformed", key=key) from error
-    if inline.dtype not in DATA_TYPES or min(inline.shape, default=0) < 0:
-        raise CorruptCheckpointError(f"inline tensor {key} has an unknown type or shape", key=key)
+    except (binascii.Error, ValueError) as error:
+        raise CorruptCheckpointError(f"an inline tensor is malformed: {error}") from error
+    if inline.dtype not in DATA_TYPES or len(inline.shape) > MAX_DIMENSIONS or min(inline.shape, default=0) < 0:
+        raise CorruptCheckpointError("an inline tensor has an unknown type or shape")
     if len(data) != math.prod(inline.shape) * DATA_TYPES[inline.dtype].itemsize:
-        raise CorruptCheckpointError(f"inline tensor {key} has the wrong size", key=key)
-    return _view(memoryview(data), inline.dtype, tuple(inline.shape))
+        raise CorruptCheckpointError("an inline tensor has the wrong size")
+    try:
+        return _view(memoryview(data), inline.dtype, tuple(inline.shape))
+    except (RuntimeError, TypeError, OverflowError) as error:  # an empty one with more elements than can be counted
+        raise CorruptCheckpointError(f"an inline tensor has an impossible shape: {error}") from error
 
 
-def _tensor(array: _Array, data: memoryview) -> torch.Tensor:
-    return _view(data, array.layout.data_type.name, array.layout.shape)
+def _tensor(layout: ArrayLayout, data: memoryview) -> torch.Tensor:
+    return _view(data, layout.data_type.name, layout.shape)
 
 
 def _view(data: memoryview, data_type: str, shape: tuple[int, ...]) -> torch.Tensor:
-    dtype: torch.dtype = getattr(torch, data_type)
+    dtype: torch.dtype | None = getattr(torch, data_type, None)
+    if dtype is None:
+        raise CorruptCheckpointError(f"this torch has no {data_type}")
     if len(data) == 0:
         return torch.empty(shape, dtype=dtype)
     return torch.frombuffer(data, dtype=torch.uint8).view(dtype).view(shape)

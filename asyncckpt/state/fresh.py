@@ -94,9 +94,12 @@ def shaped(base: torch.Tensor, stored: StoredTensor) -> torch.Tensor:
         return base.reshape(stored.shape)
     stride, offset = stored.view
     last = offset + sum((size - 1) * step for size, step in zip(stored.shape, stride, strict=True))
-    if 0 not in stored.shape and last >= base.numel():
+    if offset > base.numel() or (0 not in stored.shape and last >= base.numel()):
         raise _contradiction(stored.key, f"{base.numel()} elements, fewer than a view of it needs")
-    return base.as_strided(stored.shape, stride, base.storage_offset() + offset)
+    try:
+        return base.as_strided(stored.shape, stride, base.storage_offset() + offset)
+    except (RuntimeError, TypeError, OverflowError) as error:  # more elements than torch can count
+        raise _contradiction(stored.key, f"a view that torch refuses: {error}") from error
 
 
 def _contradiction(key: str, what: str) -> CorruptCheckpointError:
@@ -191,13 +194,27 @@ class Fresh:
         likely = like if isinstance(like, torch.Tensor) else None
         values = self._tensor(stored.values, likely)
         scale, zero_point = self.value(stored.scale, likely), self.value(stored.zero_point, likely)
-        if stored.axis is None:
-            quantized = torch._make_per_tensor_quantized_tensor(values, scale, zero_point)
-        else:
-            quantized = torch._make_per_channel_quantized_tensor(values, scale, zero_point, stored.axis)
+        if stored.axis is not None:
+            _check_channels(stored, values, scale, zero_point)
+        try:
+            if stored.axis is None:
+                quantized = torch._make_per_tensor_quantized_tensor(values, scale, zero_point)
+            else:
+                quantized = torch._make_per_channel_quantized_tensor(values, scale, zero_point, stored.axis)
+        except (RuntimeError, TypeError, ValueError, OverflowError) as error:
+            raise _contradiction(stored.values.key, f"what torch cannot make {stored.dtype} of: {error}") from error
         if quantized.dtype is not stored.dtype:
             raise _contradiction(stored.values.key, f"{values.dtype}, not the integers of {stored.dtype}")
         return quantized
+
+
+def _check_channels(
+    stored: StoredQuantized, values: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor
+) -> None:
+    # Torch looks at neither, and reads past the end of both.
+    channels = values.shape[stored.axis : stored.axis + 1] if stored.axis is not None else ()
+    if not channels or tuple(scale.shape) != tuple(channels) or tuple(zero_point.shape) != tuple(channels):
+        raise _contradiction(stored.values.key, f"{list(values.shape)}, but {scale.numel()} scales along its channels")
 
 
 def owned_copy(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

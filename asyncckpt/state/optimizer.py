@@ -180,15 +180,22 @@ def transpose(view: OptimizerView, labels: Sequence[Label]) -> dict[Any, dict[La
 
 
 def parameters_from_nodes(nodes: Sequence[Sequence[Any]], modules: Sequence[str]) -> tuple[StoredParameter, ...]:
-    """Parameters from their tree nodes ``[label, shape, index of the module or -1, name if not the label]``."""
-    return tuple(
-        StoredParameter(
-            label=node[0],
-            owner=None if node[2] < 0 else Owner(modules[node[2]], node[3] if len(node) > 3 else node[0]),
-            shape=tuple(node[1]),
-        )
-        for node in nodes
-    )
+    """Parameters from their tree nodes ``[label, shape, index of the module or -1, name if not the label]``.
+
+    Raises:
+        TypeError, ValueError, IndexError: they are something else.
+    """
+    return tuple(_parameter_from_node(node, modules) for node in nodes)
+
+
+def _parameter_from_node(node: Sequence[Any], modules: Sequence[str]) -> StoredParameter:
+    label, shape, module, *name = node
+    owner = None if module < 0 else Owner(modules[module], name[0] if name else label)
+    if type(label) not in (str, int) or not all(type(size) is int for size in shape):
+        raise ValueError("a parameter of an optimizer without a label or a shape")
+    if owner is not None and not (type(owner.module) is type(owner.name) is str):
+        raise ValueError("a parameter of an optimizer without a name")
+    return StoredParameter(label, owner, tuple(shape))
 
 
 def parameters_to_nodes(

@@ -122,7 +122,7 @@ def _register_own(cls: type[_T], encode: Callable[[_T], Any], decode: Callable[[
     def decode_checked(stored: Any) -> _T:
         try:
             return decode(stored)
-        except (KeyError, TypeError, ValueError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
             raise CorruptCheckpointError(f"a {cls.__name__} in the checkpoint is malformed: {error!r}") from error
 
     register_type(cls, encode, decode_checked)

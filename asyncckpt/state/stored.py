@@ -26,6 +26,9 @@ __all__ = [
 ]
 
 
+_MAX_SIZE = 2**62
+
+
 class StoredView(NamedTuple):
     """Part of an array; ``stride`` and ``offset`` count elements of its flat C order form."""
 
@@ -100,23 +103,23 @@ def decode_tree(tree: Node) -> dict[str, Any]:
         CorruptCheckpointError: *tree* is not a tree `capture` makes.
         UnsupportedStateError: it needs an enum class that is not imported here.
     """
-    try:
-        state = _decode(tree)
-    except RecursionError:  # our own tags within each other escape the depth limit of decode_value
-        raise CorruptCheckpointError("the state tree is nested too deep") from None
+    state = _decode(tree, 0)
     if type(state) is not dict or not all(type(name) is str for name in state):
         raise CorruptCheckpointError("the tree of the checkpoint is not a state with named entries")
     return state
 
 
-def _decode(node: Node) -> Any:
-    return decode_value(node, _decode_tag)
+def _decode(node: Node, depth: int) -> Any:
+    return decode_value(node, _decode_tag, depth)
 
 
-def _decode_tag(node: dict[str, Any]) -> Any:
-    decode = _TAGS.get(node["$"])
+def _decode_tag(node: dict[str, Any], depth: int) -> Any:
+    tag = node["$"]
+    if tag in _NESTED_TAGS:
+        return _NESTED_TAGS[tag](node, depth + 1)
+    decode = _TAGS.get(tag)
     if decode is None:
-        raise CorruptCheckpointError(f"the state tree has an unknown tag {node['$']!r}")
+        raise CorruptCheckpointError(f"the state tree has an unknown tag {str(tag)[:100]!r}")
     return decode(node)
 
 
@@ -128,13 +131,16 @@ def _tensor(node: dict[str, Any]) -> StoredTensor:
         view = StoredView(_shape(part["stride"]), _shape([part["offset"]])[0])
         if _shape(part["shape"]) != shape or len(view.stride) != len(shape):
             raise CorruptCheckpointError(f"a view of {node['key']} contradicts itself", key=node["key"])
-    return StoredTensor(check_key(node["key"]), _dtype(node["dtype"]), shape, node.get("device", "cpu"), view)
+    device = node.get("device", "cpu")
+    if type(device) is not str:
+        raise CorruptCheckpointError(f"{str(device)[:100]!r} is not a type of device")
+    return StoredTensor(check_key(node["key"]), _dtype(node["dtype"]), shape, device, view)
 
 
 def _shape(sizes: Any) -> tuple[int, ...]:
     shape = tuple(sizes)
-    if not all(type(size) is int and size >= 0 for size in shape):
-        raise CorruptCheckpointError(f"{sizes!r} is not a list of sizes")
+    if not all(type(size) is int and 0 <= size < _MAX_SIZE for size in shape):
+        raise CorruptCheckpointError(f"{str(sizes)[:200]} is not a list of sizes")
     return shape
 
 
@@ -159,21 +165,21 @@ def _quantized(node: dict[str, Any]) -> StoredQuantized:
     return StoredQuantized(dtype, values, float(node["scale"]), int(node["zero_point"]), axis=None)
 
 
-def _custom(node: dict[str, Any]) -> StoredCustom:
-    return StoredCustom(node["type"], _decode(node["value"]))
+def _custom(node: dict[str, Any], depth: int) -> StoredCustom:
+    return StoredCustom(node["type"], _decode(node["value"], depth))
 
 
-def _optimizer(node: dict[str, Any]) -> StoredOptimizer:
-    parameters = parameters_from_nodes(_decode(node["parameters"]), _decode(node["modules"]))
+def _optimizer(node: dict[str, Any], depth: int) -> StoredOptimizer:
+    parameters = parameters_from_nodes(_decode(node["parameters"], depth), _decode(node["modules"], depth))
     sizes = _shape(node["group_sizes"])
-    groups, extra_state, extra = (_decode(node[name]) for name in RESERVED)
-    stored = StoredOptimizer(parameters, sizes, groups, _decode(node["slots"]), extra_state, extra)
+    groups, extra_state, extra = (_decode(node[name], depth) for name in RESERVED)
+    stored = StoredOptimizer(parameters, sizes, groups, _decode(node["slots"], depth), extra_state, extra)
     labels = {parameter.label for parameter in parameters}
     if (
         len(labels) != len(parameters)
         or sum(sizes) != len(parameters)
         or len(sizes) != len(groups)
-        or not all(type(group) is dict for group in groups)
+        or not all(type(part) is dict for part in (*groups, stored.slots, extra_state, extra))
         or not all(type(values) is dict and values.keys() <= labels for values in stored.slots.values())
     ):
         raise CorruptCheckpointError("an optimizer in the state tree contradicts itself")
@@ -191,13 +197,13 @@ _TAGS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "tensor": _tensor,
     "ndarray": _array,
     "quantized": _quantized,
-    "custom": _custom,
-    "optimizer": _optimizer,
     "npscalar": decode_scalar,
     "torch.dtype": lambda node: _dtype(node["name"]),
     "torch.device": _device,
     "torch.Size": lambda node: torch.Size(_shape(node["items"])),
 }
+
+_NESTED_TAGS: dict[str, Callable[[dict[str, Any], int], Any]] = {"custom": _custom, "optimizer": _optimizer}
 
 
 def children(stored: Any) -> Iterator[tuple[Any, Any]]:

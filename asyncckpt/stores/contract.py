@@ -17,8 +17,9 @@ empty, ``.`` or ``..`` part; ``""`` names the root. Rules every store obeys:
   ``errno`` and ``fields["key"]``; a malformed key is an `InvalidOptionError`. Nothing is retried here.
 * **Threads.** Every method may be called from any thread. One `FileSink` belongs to one thread
   at a time.
-* **Reads follow no link out of the store.** A key whose last part is a symbolic link, a FIFO or a
-  device is refused (`StorageError`), never opened for reading and never blocked on.
+* **Reads follow no link.** A key with a symbolic link in any part is refused (`StorageError`, errno
+  ``ELOOP``), also by `Store.delete` unless it is the last part, which is then removed itself. A FIFO, socket
+  or device is refused, never read and never blocked on. Hard links look like any file: only digests tell.
 """
 
 from __future__ import annotations

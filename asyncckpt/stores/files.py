@@ -8,22 +8,24 @@ import os
 import stat
 from collections.abc import Iterator
 
+from asyncckpt.stores.beneath import open_beneath
 from asyncckpt.stores.contract import Entry
 
 __all__ = ["at_least_one", "list_directory", "open_regular", "read_fully", "remove_tree", "write_fully"]
 
 # A link or a FIFO that found its way into a step is refused, not followed or waited for.
-_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+_READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
 
 
 @contextlib.contextmanager
-def open_regular(path: str) -> Iterator[tuple[int, int]]:
-    """Descriptor and size of a regular file.
+def open_regular(root: str, key: str) -> Iterator[tuple[int, int]]:
+    """Descriptor and size of the regular file *key* below *root*.
 
     Raises:
-        OSError: ``ELOOP`` for a link, ``EINVAL`` for anything else that is no regular file.
+        OSError: ``ELOOP`` for a link on the way or at its end, ``EINVAL`` (``ENXIO`` for a socket) for
+            anything else that is no regular file.
     """
-    fd = os.open(path, _READ)
+    fd = open_beneath(root, key, _READ)
     try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
@@ -60,10 +62,18 @@ def at_least_one(written: int) -> int:
     return written
 
 
-def list_directory(path: str) -> list[Entry]:
-    """Everything directly in the directory *path*, sorted by name."""
-    with os.scandir(path) as scan:
-        found = [entry for item in scan if (entry := _entry(item)) is not None]
+def list_directory(root: str, key: str) -> list[Entry]:
+    """Everything directly in the directory *key* below *root*, sorted by name.
+
+    Raises:
+        OSError: ``ELOOP`` for a link on the way or at its end.
+    """
+    fd = open_beneath(root, key, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with os.scandir(fd) as scan:
+            found = [entry for item in scan if (entry := _entry(item)) is not None]
+    finally:
+        os.close(fd)
     return sorted(found, key=lambda entry: entry.name)
 
 
@@ -79,12 +89,17 @@ def _entry(item: os.DirEntry[str]) -> Entry | None:
     return Entry(item.name, is_directory=False, is_special=True)
 
 
-def remove_tree(path: str) -> None:
-    """Remove a file, link or directory with all below it; what is gone already is no error.
+def remove_tree(root: str, key: str) -> None:
+    """Remove the file, link or directory *key* below *root*, with all below it; what is gone already is no error.
 
     Not ``shutil.rmtree``: it fails on a file that somebody else deleted first, unless all errors are ignored.
+
+    Raises:
+        OSError: ``ELOOP`` for a link on the way: what it leads to is not ours to delete.
     """
+    path = f"{root}/{key}"
     try:
+        os.close(open_beneath(root, os.path.dirname(key), os.O_RDONLY | os.O_DIRECTORY))
         os.unlink(path)
     except FileNotFoundError:
         return

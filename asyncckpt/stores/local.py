@@ -71,11 +71,12 @@ class LocalStore:
         return self._requested_flush or choose_flush_mode(self.root)
 
     def location(self, key: str) -> str:
-        if not key:
-            return self.root
-        if _BAD_KEY.search(key):
+        return f"{self.root}/{self._checked(key)}" if key else self.root
+
+    def _checked(self, key: str) -> str:
+        if key and _BAD_KEY.search(key):
             raise InvalidOptionError(f"{key!r} is not a key inside {self.root}", key=key)
-        return f"{self.root}/{key}"
+        return key
 
     # Writing
 
@@ -149,13 +150,17 @@ class LocalStore:
     # Reading
 
     def read(self, key: str, offset: int = 0, length: int | None = None) -> bytes:
-        with _reported("read", key), open_regular(self.location(key)) as (fd, size):
+        with _reported("read", key), open_regular(self.root, self._checked(key)) as (fd, size):
             rest = max(size - offset, 0)
-            data = bytearray(rest if length is None else min(length, rest))
-            return bytes(memoryview(data)[: read_fully(fd, memoryview(data), offset)])
+            wanted = rest if length is None else min(length, rest)
+            data = os.pread(fd, wanted, offset)
+            if len(data) == wanted:
+                return data
+            more = bytearray(wanted - len(data))
+            return data + more[: read_fully(fd, memoryview(more), offset + len(data))]
 
     def read_into(self, key: str, out: memoryview, offset: int = 0, *, cache: bool = True) -> int:
-        with _reported("read", key), open_regular(self.location(key)) as (fd, _):
+        with _reported("read", key), open_regular(self.root, self._checked(key)) as (fd, _):
             count = read_fully(fd, out.cast("B"), offset)
             if not cache and hasattr(os, "posix_fadvise"):
                 os.posix_fadvise(fd, offset, count, os.POSIX_FADV_DONTNEED)
@@ -164,7 +169,7 @@ class LocalStore:
     def entries(self, prefix: str) -> list[Entry]:
         with _reported("list", prefix):
             try:
-                return list_directory(self.location(prefix))
+                return list_directory(self.root, self._checked(prefix))
             except FileNotFoundError:
                 return []
 
@@ -174,7 +179,7 @@ class LocalStore:
         if not prefix:
             raise InvalidOptionError(f"refusing to delete the whole root {self.root}")
         with _reported("delete", prefix):
-            remove_tree(self.location(prefix))
+            remove_tree(self.root, self._checked(prefix))
 
     def open_barrier(self, prefix: str) -> Barrier:
         path = self.location(prefix)

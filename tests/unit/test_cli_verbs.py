@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -259,6 +260,59 @@ def test_verify_reports_a_damaged_header_of_the_newest_step(cli: Cli, root: Path
 def test_verify_of_a_step_that_is_not_there_is_wrong_usage(cli: Cli, root: Path) -> None:
     assert cli("verify", root, "--step", 4).code == 2
     assert cli("verify", root, "--step", "unheard-of").code == 2
+
+
+def test_verify_deep_decodes(cli: Cli, root: Path) -> None:
+    result = cli("verify", root, "--deep")
+    assert result.code == 0
+    assert "read and decoded" in result.out
+    assert cli("verify", root, "--deep", "--json").json["steps"][0]["deep"] is True
+    assert cli("verify", root, "--json").json["steps"][0]["deep"] is False
+
+
+def test_verify_reads_a_sample(cli: Cli, root: Path) -> None:
+    result = cli("verify", root, "--sample", "5%", "--seed", 5)
+    assert result.code == 0
+    assert "a sample of 0.05 of the bytes (seed 5)" in result.out
+    (step,) = cli("verify", root, "--sample", "0.05", "--seed", 5, "--json").json["steps"]
+    (whole,) = cli("verify", root, "--json").json["steps"]
+    assert (step["sample"], step["seed"]) == (0.05, 5)
+    assert 0 < step["checked_bytes"] < whole["checked_bytes"]
+
+
+@pytest.mark.parametrize("sample", ["0%", "101%", "some", "nan", ""])
+def test_a_sample_that_is_no_fraction_is_wrong_usage(cli: Cli, root: Path, sample: str) -> None:
+    assert cli("verify", root, "--sample", sample).code == 2
+
+
+def test_verify_names_damaged_tensors(cli: Cli, root: Path) -> None:
+    flip_byte(data_file(root, 8))
+    assert "[model/0.weight, model/1.weight]" in cli("verify", root).out
+    (damage,) = cli("verify", root, "--json").json["steps"][0]["damaged"]
+    assert damage["array"] == "state/model/0.weight"
+    assert damage["tensors"] == ["model/0.weight", "model/1.weight"]
+
+
+def test_names_in_a_checkpoint_do_not_drive_the_terminal(cli: Cli, root: Path) -> None:
+    (step_dir(root, 8) / "\x1b]0;owned\x07\udcff").write_bytes(b"")
+    result = cli("verify", root)
+    assert result.code == 3
+    assert "\x1b" not in result.out
+    assert "  \\x1b]0;owned\\x07\\udcff: unexpected file" in result.out
+
+
+def test_verify_needs_no_codec_unless_it_decodes(root: Path) -> None:
+    script = f"""
+import contextlib, sys
+from asyncckpt.cli import main
+for arguments in (["verify", {str(root)!r}], ["verify", {str(root)!r}, "--deep"]):
+    sys.argv = ["asyncckpt", *arguments]
+    with contextlib.suppress(SystemExit):
+        main()
+    print(sorted({{"torch", "zarr", "numcodecs"}} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines()[1::2] == ["[]", "['numcodecs']"], done.stderr
 
 
 def test_verify_shows_progress_on_a_terminal(cli: Cli, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from asyncckpt.format.index import FileRecord, IndexRef, decode_index, encode_in
 DIGEST = "0123456789abcdef" * 2
 RECORDS = [
     FileRecord("state/zarr.json", 60, DIGEST, DIGEST),
-    FileRecord("state/model/a%2Fb/c.0.0", 2**40, DIGEST, DIGEST[::-1]),
+    FileRecord("state/model/a%2Fb/c.0.0", 2**31, DIGEST, DIGEST[::-1]),
 ]
 
 

@@ -212,7 +212,7 @@ def test_leaves_know_better() -> None:
     value = {"a": [{1}]}
     node = encode_value(value, "", lambda leaf, path: {"$": "set", "path": path, "items": sorted(leaf)})
     assert node == {"a": [{"$": "set", "path": "a/0", "items": [1]}]}
-    assert decode_value(node, lambda found: set(found["items"])) == value
+    assert decode_value(node, lambda found, depth: set(found["items"])) == value
 
 
 def test_an_enum_that_no_restore_could_find_is_refused_when_it_is_saved() -> None:
