@@ -14,7 +14,7 @@ from asyncckpt.stores.durability import sync_directory_path
 from asyncckpt.stores.local import LocalStore, local_path
 from asyncckpt.stores.placement import spread_subdirectories
 
-__all__ = ["clean_partials", "prepare_root"]
+__all__ = ["clean_partials", "discard_partials", "prepare_root"]
 
 # The root of a freshly formatted volume is a fine place for checkpoints.
 _HARMLESS = frozenset({"lost+found"})
@@ -105,18 +105,36 @@ def clean_partials(store: Store) -> list[str]:
     Raises:
         StorageError: something could not be removed.
     """
-    partials = [f"{PARTIAL}/{entry.name}" for entry in store.entries(PARTIAL)]
-    for key in partials:
-        store.delete(key)
+    partials = discard_partials(store)
     # Only now: after a power cut during its rename, a step may have had a second name in ``partial``.
-    headless = [
+    headerless = [
         entry.name
         for entry in store.entries("")
         if entry.is_directory and parse_step_name(entry.name) is not None and not _has_header(store, entry.name)
     ]
-    for key in headless:
+    for key in headerless:
         store.delete(key)
-    return partials + headless
+    return partials + headerless
+
+
+def discard_partials(store: Store) -> list[str]:
+    """Remove what interrupted writes left in ``.asyncckpt/partial``. Only the root's writer may call this.
+
+    The header goes first: a writer that was killed inside the kernel may still complete its rename, and what
+    appears then must not be taken for a committed step.
+
+    Returns:
+        The keys that were removed.
+
+    Raises:
+        StorageError: something could not be removed.
+    """
+    leftovers = store.entries(PARTIAL)
+    for entry in leftovers:
+        if entry.is_directory:
+            store.delete(f"{PARTIAL}/{entry.name}/{HEADER}")
+        store.delete(f"{PARTIAL}/{entry.name}")
+    return [f"{PARTIAL}/{entry.name}" for entry in leftovers]
 
 
 def _has_header(store: Store, name: str) -> bool:

@@ -241,8 +241,8 @@ class WriterClient:
 
     def _replace_writer(self) -> bool:
         """The writer's connection ended: start another if there is anything left to do."""
-        if self._symptom is None:
-            self._link.wait(timeout=5)  # to be able to say how it ended
+        if self._symptom is None and not self._link.wait(timeout=5):  # to be able to say how it ended
+            self._link.kill()  # two must not write
         how = self._describe_end()
         self._link.channel.shutdown()  # whoever is sending fails now, and lets go of the lock
         if (self._is_closing and not self._outstanding) or self._failure is not None:

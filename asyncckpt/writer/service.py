@@ -24,6 +24,7 @@ from asyncckpt.errors import CheckpointError, WriterDiedError, error_to_fields
 from asyncckpt.memory import Arena
 from asyncckpt.policies.keep import Keep
 from asyncckpt.repository.retention import Decision
+from asyncckpt.repository.root import discard_partials
 from asyncckpt.stores import open_store
 from asyncckpt.stores.contract import Store
 from asyncckpt.writer.framing import FrameBuffer, receive_frames, send_frame
@@ -218,12 +219,20 @@ class _Service:
         await self._send(Dropped(save_id, withdrawn))
 
     async def _write_all(self) -> None:
+        await self._discard_partials()
         async for pending in self._queue:
             if pending.withdrawn:
                 continue
             pending.begun = True
             if await self._write_one(pending):
                 await self._prune()
+
+    async def _discard_partials(self) -> None:
+        # A writer before this one may have been killed in a save that nobody repeats (streamed, or stalled).
+        try:
+            await anyio.to_thread.run_sync(discard_partials, self._store)
+        except CheckpointError as error:
+            await self._send(LogRecord(logging.WARNING, f"an unfinished step stays behind: {error}"))
 
     async def _write_one(self, pending: _PendingSave) -> bool:
         save = pending.save
