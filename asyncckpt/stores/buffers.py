@@ -51,7 +51,7 @@ class BufferPool:
         return f"BufferPool(capacity={self._capacity}, free={len(self._free)})"
 
     def acquire(self) -> PooledBuffer | None:
-        """A buffer, or ``None`` when all are in use."""
+        """A buffer, or ``None`` when all are in use or there is no memory for another one."""
         if os.getpid() != self._pid:
             self._pid = os.getpid()
             self._free = deque([None] * self._capacity)
@@ -59,4 +59,10 @@ class BufferPool:
             view = self._free.pop()
         except IndexError:
             return None
-        return PooledBuffer(memoryview(mmap.mmap(-1, BUFFER_BYTES)) if view is None else view, self._free)
+        if view is None:
+            try:
+                view = memoryview(mmap.mmap(-1, BUFFER_BYTES))
+            except OSError:
+                self._free.append(None)
+                return None
+        return PooledBuffer(view, self._free)
