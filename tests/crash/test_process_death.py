@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -22,7 +23,7 @@ TIMEOUT_S = 60
 
 def run_trainer(root: Path, body: str) -> subprocess.CompletedProcess[str]:
     script = f"""
-import os, signal, sys
+import ctypes, os, signal, sys
 import torch
 import asyncckpt as ac
 
@@ -77,7 +78,9 @@ def test_staged_save_survives_sigkill_of_the_trainer(tmp_path: Path) -> None:
     assert not list((tmp_path / ".asyncckpt" / "partial").iterdir())
 
 
-@pytest.mark.parametrize("death", ["os._exit(3)", "os.abort()", "os.kill(os.getpid(), signal.SIGKILL)"])
+@pytest.mark.parametrize(
+    "death", ["os._exit(3)", "os.abort()", "os.kill(os.getpid(), signal.SIGKILL)", "ctypes.string_at(0)"]
+)
 def test_every_kind_of_death_after_staging_ends_in_a_commit(tmp_path: Path, death: str) -> None:
     done = run_trainer(
         tmp_path,
@@ -147,14 +150,19 @@ def test_trainer_that_dies_while_streaming_commits_nothing(tmp_path: Path) -> No
     assert not list((tmp_path / ".asyncckpt" / "partial").iterdir())
 
 
-def test_killed_writer_is_replaced_and_the_save_still_becomes_durable(tmp_path: Path) -> None:
+@pytest.mark.parametrize("death", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
+def test_killed_writer_is_replaced_and_the_save_still_becomes_durable(tmp_path: Path, death: signal.Signals) -> None:
     weights = torch.randn(2_000_000)
     with ac.Checkpointer(tmp_path, {"w": weights}) as ckpt:
         first_pid = ckpt.health().writer_pid
         os.kill(first_pid, signal.SIGSTOP)
         saving = ckpt.save(1)
         saving.wait_staged()
-        os.kill(first_pid, signal.SIGKILL)
+        writer = os.pidfd_open(first_pid)
+        signal.pidfd_send_signal(writer, death)
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(writer, signal.SIGCONT)  # the stopped die of nothing but SIGKILL
+        os.close(writer)
         saving.result(timeout=TIMEOUT_S)
         assert ckpt.health().writer_pid != first_pid
         assert torch.equal(ckpt.load(1)["w"], weights)
