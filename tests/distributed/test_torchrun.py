@@ -42,6 +42,7 @@ found = ckpt.restore()
 
 
 def stage(step):
+    ckpt.save(step - 1).result()  # the writer is up
     # Held until the trainer is gone, or for the second and a half after which its client replaces it.
     os.kill(ckpt.health().writer_pid, signal.SIGSTOP)
     state["w"] = torch.arange(1_000_000, dtype=torch.float32)
@@ -107,9 +108,18 @@ def assert_committed(root: Path, step: int) -> None:
     ac.Checkpointer(root, {"w": torch.zeros(1)}, writer=ac.Writer(lock_timeout_s=0)).close()
 
 
-@pytest.mark.parametrize("death", ["raise RuntimeError", "os.abort()", "os.kill(os.getpid(), signal.SIGKILL)"])
+@pytest.mark.parametrize(
+    "death",
+    [
+        # An exception leaves through the interpreter's exit, which waits for the writer.
+        "os.kill(ckpt.health().writer_pid, signal.SIGCONT); raise RuntimeError",
+        "os.abort()",
+        "os.kill(os.getpid(), signal.SIGKILL)",
+    ],
+    ids=["exception", "abort", "kill"],
+)
 def test_a_worker_that_dies_after_staging_has_saved(tmp_path: Path, death: str) -> None:
-    with torchrun(tmp_path, f"stage(1)\nos.kill(ckpt.health().writer_pid, signal.SIGCONT)\n{death}") as agent:
+    with torchrun(tmp_path, f"stage(1)\n{death}") as agent:
         assert agent.wait(TIMEOUT_S) != 0
     wait_abandoned(tmp_path / "root0")
     assert_committed(tmp_path / "root0", 1)

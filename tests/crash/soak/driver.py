@@ -112,7 +112,8 @@ class Soak:
         for _ in range(num_writer_kills):
             self._wait_for_a_moment()
             self._kill_writer(trainer)
-        self._wait_for_a_moment()
+        for _ in range(rng.choice((1, 3))):
+            self._wait_for_a_moment()
         self._check_arenas(trainer, life)
         victim = rng.choice(("trainer", "trainer", "both", "close"))
         self._end_life(trainer, victim)
