@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import re
+import stat
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -230,8 +231,15 @@ def open_store(url_or_path: str | os.PathLike[str]) -> LocalStore:
     Raises:
         InvalidOptionError: a scheme that is not available.
         CheckpointNotFoundError: there is no such directory.
+        StorageError: nobody can tell (``EACCES``, ``EIO``, ``ESTALE``, ...).
     """
     path = local_path(url_or_path)
-    if not os.path.isdir(path):
+    try:
+        is_directory = stat.S_ISDIR(os.stat(path).st_mode)
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL in the path
+        is_directory = False
+    except OSError as error:
+        raise StorageError.from_os_error(error, f"open the checkpoint root {path}", path=path) from error
+    if not is_directory:
         raise CheckpointNotFoundError(f"there is no checkpoint root at {path}", path=path)
     return LocalStore(path)

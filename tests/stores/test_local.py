@@ -354,9 +354,18 @@ def test_open_store_says_what_is_available(url: str) -> None:
         open_store(url)
 
 
-def test_open_store_needs_an_existing_directory(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["missing", "file", "file/below", "with\0nul"])
+def test_open_store_needs_an_existing_directory(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").touch()
     with pytest.raises(CheckpointNotFoundError, match="no checkpoint root"):
-        open_store(tmp_path / "missing")
+        open_store(tmp_path / name)
+
+
+def test_open_store_does_not_take_a_broken_disk_for_an_absent_root(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(StorageError) as error:
+        open_store(tmp_path / "loop")
+    assert error.value.errno == errno.ELOOP
 
 
 def _raise(code: int) -> int:
