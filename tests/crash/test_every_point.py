@@ -83,6 +83,7 @@ def campaign(full: bool, tmp_path_factory: pytest.TempPathFactory) -> Campaign:
         assert status == 0, said
     results = merge([json.loads(output.read_text()) for output in outputs])
     if full:
+        RESULTS.parent.mkdir(parents=True, exist_ok=True)
         RESULTS.write_text(json.dumps(summary(results, directory), indent=1) + "\n")
     return results
 
