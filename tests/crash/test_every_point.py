@@ -54,38 +54,39 @@ class Campaign:
 def campaign(full: bool, tmp_path_factory: pytest.TempPathFactory) -> Campaign:
     directory = tmp_path_factory.mktemp("points")
     outputs = [directory / f"share-{share}.json" for share in range(NUM_SHARES_FULL if full else NUM_SHARES)]
-    processes = [
-        subprocess.Popen(
-            [
-                sys.executable,
-                PROGRAM,
-                f"--sample={1 if full else SAMPLE}",
-                f"--share={share}/{len(outputs)}",
-                f"--directory={directory}",
-                f"--output={output}",
-            ],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for share, output in enumerate(outputs)
-    ]
-    ends = []
+    processes = [start(output, f"{share}/{len(outputs)}", full) for share, output in enumerate(outputs)]
     try:
         for process in processes:
-            _, said = process.communicate(timeout=None if full else SAMPLE_TIMEOUT_S)
-            ends.append((process.returncode, said))
+            process.wait(timeout=None if full else SAMPLE_TIMEOUT_S)
     finally:
         for process in processes:
             process.kill()
-    for status, said in ends:
-        if status == SKIPPED:
+    for process, output in zip(processes, outputs, strict=True):
+        said = output.with_suffix(".log").read_text()
+        if process.returncode == SKIPPED:
             pytest.skip(said.strip())
-        assert status == 0, said
+        assert process.returncode == 0, said[-5000:]
     results = merge([json.loads(output.read_text()) for output in outputs])
     if full:
         RESULTS.parent.mkdir(parents=True, exist_ok=True)
         RESULTS.write_text(json.dumps(summary(results, directory), indent=1) + "\n")
     return results
+
+
+def start(output: Path, share: str, full: bool) -> subprocess.Popen[bytes]:
+    # Its messages go to a file: a writer that waits for somebody to read them from a pipe does not save.
+    with output.with_suffix(".log").open("wb") as log:
+        return subprocess.Popen(
+            [
+                sys.executable,
+                PROGRAM,
+                f"--sample={1 if full else SAMPLE}",
+                f"--share={share}",
+                f"--directory={output.parent}",
+                f"--output={output}",
+            ],
+            stderr=log,
+        )
 
 
 def merge(shares: list[dict[str, Any]]) -> Campaign:
