@@ -115,7 +115,8 @@ def summary(results: Campaign, directory: Path) -> dict[str, Any]:
 
 
 def file_system(directory: Path) -> str:
-    found = subprocess.run(["stat", "-f", "-c", "%T", directory], capture_output=True, text=True, check=True)
+    command = ["findmnt", "-n", "-o", "FSTYPE", "-T", directory]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
     return found.stdout.strip()
 
 
