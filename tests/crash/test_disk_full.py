@@ -111,6 +111,12 @@ def make_state(num_small: int = 40, num_large: int = 2_000_000) -> dict[str, tor
     return {**small, "embedding": torch.randn(num_large, generator=generator)}
 
 
+def train(state: dict[str, torch.Tensor]) -> None:
+    """Change everything: a file like one of the step before would be linked, and need no room."""
+    for tensor in state.values():
+        tensor.normal_()
+
+
 def partials(root: Path) -> list[Path]:
     return list((root / ".asyncckpt" / "partial").iterdir())
 
@@ -157,6 +163,7 @@ def run(request: pytest.FixtureRequest, full: bool, tmp_path_factory: pytest.Tem
 @pytest.mark.parametrize("offset", range(NUM_OFFSETS))
 def test_full_disk_fails_the_save_soon_and_gets_its_space_back(run: Run, offset: int) -> None:
     checkpointer, disk = run.checkpointer, run.disk
+    train(run.state)
     leave_bytes = run.save_bytes * (offset + 1) // (NUM_OFFSETS + 1)
     with disk.filled(leave_bytes):
         free_bytes = disk.free_bytes
@@ -189,6 +196,7 @@ def test_disk_without_inodes_fails_the_save(tmp_path: Path) -> None:
         assert error.errno == errno.ENOSPC
         assert os.statvfs(disk.mount_point).f_ffree == free_inodes
         assert checkpointer.verify(1).ok
+        train(few)
         checkpointer.save(2, few).result(TIMEOUT_S)
 
 
@@ -226,6 +234,8 @@ def test_broken_disk_fails_the_save_and_costs_nothing_that_was_acknowledged(
         root = disk.mount_point / "root"
         with ac.Checkpointer(root, state) as checkpointer:
             checkpointer.save(1).result(TIMEOUT_S)
+            saved = state["embedding"].clone()
+            train(state)
             if moment == "before the save":
                 getattr(disk, fault)()
                 saving = checkpointer.save(2)
@@ -241,5 +251,5 @@ def test_broken_disk_fails_the_save_and_costs_nothing_that_was_acknowledged(
         assert partials(root) == [], "the next run removes what could not be removed"
         assert [info.step for info in checkpointer.checkpoints()] == [1]
         assert checkpointer.verify(1).ok
-        assert torch.equal(checkpointer.load(1)["embedding"], state["embedding"])
+        assert torch.equal(checkpointer.load(1)["embedding"], saved)
         checkpointer.save(2).result(TIMEOUT_S)

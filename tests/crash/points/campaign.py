@@ -81,6 +81,7 @@ class Campaign:
         self._state = {
             "big": torch.empty(LARGE_ELEMENTS),
             "inline": torch.empty(5),
+            "frozen": torch.empty(3000),
             **{f"layer.{number}": torch.empty(200 + 70 * number) for number in range(NUM_SMALL)},
         }
         self._ear = _Ear()
@@ -156,8 +157,12 @@ class Campaign:
         return self._checkpointer.save(self._step)
 
     def _content(self, step: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Each tensor and what it holds at *step*: something new, but for one, whose file is linked."""
         start = step * 17 % (_POOL_ELEMENTS - LARGE_ELEMENTS)
-        return [(tensor, self._pool[start : start + tensor.numel()]) for tensor in self._state.values()]
+        starts = {name: 0 if name == "frozen" else start for name in self._state}
+        return [
+            (tensor, self._pool[starts[name] : starts[name] + tensor.numel()]) for name, tensor in self._state.items()
+        ]
 
     def _save_undisturbed(self) -> None:
         superfluous = self._superfluous()
