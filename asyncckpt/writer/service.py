@@ -28,6 +28,7 @@ from asyncckpt.repository.root import discard_partials
 from asyncckpt.stores import open_store
 from asyncckpt.stores.contract import Store
 from asyncckpt.writer.framing import FrameBuffer, receive_frames, send_frame
+from asyncckpt.writer.logs import LogBuffer
 from asyncckpt.writer.messages import (
     Alive,
     Attach,
@@ -39,7 +40,6 @@ from asyncckpt.writer.messages import (
     Durable,
     Failed,
     FromWriter,
-    LogRecord,
     More,
     Progress,
     Pruned,
@@ -114,6 +114,9 @@ class _Service:
         self._queue: MemoryObjectReceiveStream[_PendingSave]
         self._queue_in, self._queue = anyio.create_memory_object_stream[_PendingSave](1_000_000)
         self._send_lock = anyio.Lock()
+        self._logs = LogBuffer()
+        if configure.trainer_pid != os.getpid():  # as a thread it logs where the trainer does
+            self._logs.install(configure.log_level)
 
     async def run(self, received: list[ToWriter]) -> None:
         try:
@@ -164,8 +167,13 @@ class _Service:
     async def _tell_alive(self) -> None:
         while True:
             await anyio.sleep(_ALIVE_INTERVAL_S)
+            await self._send_logs()
             if self._pending:
                 await self._send(Alive())
+
+    async def _send_logs(self) -> None:
+        for record in self._logs.take():
+            await self._send(record)
 
     @property
     def _queue_in_closed(self) -> bool:
@@ -226,13 +234,14 @@ class _Service:
             pending.begun = True
             if await self._write_one(pending):
                 await self._prune()
+            await self._send_logs()
 
     async def _discard_partials(self) -> None:
         # A writer before this one may have been killed in a save that nobody repeats (streamed, or stalled).
         try:
             await anyio.to_thread.run_sync(discard_partials, self._store)
         except CheckpointError as error:
-            await self._send(LogRecord(logging.WARNING, f"an unfinished step stays behind: {error}"))
+            _logger.warning("an unfinished step stays behind: %s", error)
 
     async def _write_one(self, pending: _PendingSave) -> bool:
         save = pending.save
@@ -265,7 +274,8 @@ class _Service:
             if delay_s is None:
                 # What stood in the way first says more than what a repetition ran into.
                 raise first
-            await self._send(LogRecord(logging.WARNING, f"step {save.step}: {cause}; trying again in {delay_s} s"))
+            _logger.warning("step %d: %s; trying again in %s s", save.step, cause, delay_s)
+            await self._send_logs()
             await anyio.sleep(delay_s)
         raise AssertionError("unreachable")
 
@@ -310,7 +320,7 @@ class _Service:
             failure = error
         if failure is not None:
             # The save is durable all the same; retention is tried again after the next one.
-            await self._send(LogRecord(logging.WARNING, f"retention failed: {failure}"))
+            _logger.warning("retention failed: %s", failure)
         if removed:
             await self._send(Pruned([decision.step for decision in removed], [decision.reason for decision in removed]))
 

@@ -154,7 +154,9 @@ def test_cleaning_what_dead_writers_left(make_store: MakeStore, kind: str) -> No
 
     points = EVERY[kind](make_store, clean_partials, check)
     assert {point.call.key for point in points if point.call.name == "delete"} == {
+        ".asyncckpt/partial/step-00000004-one/zarr.json",
         ".asyncckpt/partial/step-00000004-one",
+        ".asyncckpt/partial/step-00000004-two/zarr.json",
         ".asyncckpt/partial/step-00000004-two",
         "step-00000005",
     }

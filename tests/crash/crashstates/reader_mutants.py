@@ -53,26 +53,26 @@ READER_MUTANTS = (
         flushes=("syncfs",),
         judged_by="damage",
     ),
-    _blind("verify: a damaged header ignored", _VERIFY, "damaged=(_damage(HEADER, error),)", "damaged=()"),
+    _blind("verify: a damaged header ignored", _VERIFY, "damaged = (_damage(HEADER, error),)", "damaged = ()"),
     _blind("verify: sizes not checked", _VERIFY, "if entry.bytes != record.bytes:", "if False:"),
-    _blind("verify: digests not checked", _VERIFY, "if digest == record.stored else", "if True else"),
+    _blind("verify: digests not checked", _VERIFY, "if digest.hexdigest() != record.stored:", "if False:"),
     _blind(
         "verify: missing files ignored",
         _VERIFY,
-        'return Damage(record.key, "the file is missing")',
-        "return None",
+        'damaged.append(Damage(record.key, "the file is missing"))',
+        "pass",
     ),
     _blind("verify: foreign files ignored", _VERIFY, "        if not damaged:  #", "        if False:  #"),
-    _careless("clean: partial steps left", ("store.entries(PARTIAL)]", "[]]")),
+    _careless("clean: partial steps left", ("leftovers = store.entries(PARTIAL)", "leftovers = []")),
     _careless("clean: steps without a header left", ("and not _has_header(store, entry.name)", "and False")),
     _careless("clean: every step removed", ("and not _has_header(store, entry.name)", "and True")),
     _careless(
         "clean: steps without a header looked for too early",
         (
-            "    for key in partials:\n        store.delete(key)\n",
+            "    partials = discard_partials(store)\n",
             "",
         ),
-        ("    for key in headless:\n", "    for key in partials + headless:\n"),
+        ("    for key in headerless:\n", "    partials = discard_partials(store)\n    for key in headerless:\n"),
     ),
 )
 

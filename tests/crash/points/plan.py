@@ -88,7 +88,8 @@ def plan_points(scenario: Scenario, calls: Sequence[Call]) -> list[Point]:
     Files are opened to be read, and directories to be listed; those calls change nothing and are left
     out, unless the directory is opened to be flushed.
     """
-    acknowledged = max(index for index, call in enumerate(calls) if _is_last_flush(call))
+    # Retention flushes the same directories once more before it removes anything.
+    acknowledged = min(index for index, call in enumerate(calls) if _is_last_flush(call))
     return [
         Point(scenario, call.name, call.number, call.path, index > acknowledged)
         for index, call in enumerate(calls)
