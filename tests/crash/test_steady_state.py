@@ -47,8 +47,8 @@ def test_two_hundred_saves_need_no_more_than_twenty(tmp_path: Path) -> None:
             if step in (20, 200):
                 usage[step] = Usage.of(os.getpid()), Usage.of(writer)
         assert ckpt.health().writer_pid == writer
-    print(usage)
     for early, late in zip(usage[20], usage[200], strict=True):
         assert late.resident_bytes - early.resident_bytes < 4 * MIB
-        assert late.num_descriptors == early.num_descriptors
+        # Not equal: retention may have a directory open at either moment. A leak would show 180 times.
+        assert abs(late.num_descriptors - early.num_descriptors) < 10
         assert late.num_threads == early.num_threads
