@@ -460,7 +460,8 @@ def _close_at_exit(checkpointer: Checkpointer) -> Callable[[], None]:
 def _default_threads() -> int:
     from asyncckpt.staging.stager import available_cpus
 
-    return max(2, min(8, available_cpus() // 2))
+    # Half of them: on two cores a second thread would take the trainer's (steps 25 % slower instead of 3-9 %).
+    return max(1, min(8, available_cpus() // 2))
 
 
 def _checked_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
