@@ -170,7 +170,10 @@ class Pipeline:
                 tasks.start_soon(work, receive.clone())
             receive.close()
             for job in plan.jobs:
-                await send.send(job)
+                try:
+                    await send.send(job)
+                except anyio.BrokenResourceError:
+                    break  # every worker has failed; what they met is the error of the group
             send.close()
 
     def _finish_index(self, save: Save, step: StepWriter, written: _Written) -> Header:

@@ -25,7 +25,7 @@ _PUT_HEADER = '            store.put(f"{self._prefix}/{HEADER}", header_file, du
 _SYNC_STEP = "            store.sync_directory(self._prefix)\n"
 _RENAME = "            self._rename()\n"
 _RENAMED = f"{_RENAME}            self._prefix = step_name(self._step)\n"
-_SYNC_RENAMES = "            sync_renames(store)\n"
+_SYNC_RENAMES = "                sync_renames(store)\n"
 _SYNC_ROOT = '    store.sync_directory("")\n'
 _SYNC_PARTIAL = "    store.sync_directory(PARTIAL)\n"
 _SYNC_SELF = "            self._sync_tree(child)\n        sync_directory_path(path)\n"
@@ -155,11 +155,17 @@ WRITER_MUTANTS = (
         f'        self.store.delete(f"{{self.prefix}}/state")\n{_DELETE_HEADER}',
     ),
     _change("retention: what is kept is not flushed", _RETENTION, _SYNC_KEPT, "        pass\n"),
-    _change("retention: the oldest is kept", _RETENTION, "info.step, reverse=True)", "info.step)"),
+    Mutant(
+        "retention: the oldest is kept",
+        (
+            (_RETENTION, "info.step, reverse=True)", "info.step)"),
+            (_RETENTION, "info.step), reverse=True)", "info.step))"),
+        ),
+    ),
     Mutant(
         "retention: before the new step is durable",
         (
-            (_COMMIT, _SYNC_RENAMES, f"            {_PRUNE}\n{_SYNC_RENAMES}"),
+            (_COMMIT, _SYNC_RENAMES, f"                {_PRUNE}\n{_SYNC_RENAMES}"),
             (_RETENTION, _SYNC_KEPT, "        pass\n"),
         ),
     ),
@@ -198,7 +204,7 @@ EQUIVALENT_WRITER_MUTANTS = (
             (
                 _COMMIT,
                 _SYNC_RENAMES,
-                f'            store.sync_directory("step-{{:08}}".format(self._step))\n{_SYNC_RENAMES}',
+                f'                store.sync_directory("step-{{:08}}".format(self._step))\n{_SYNC_RENAMES}',
             ),
         ),
         equivalent="a cut between the two leaves at worst a step without a header, not acknowledged, which is "
