@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Self
 
 from asyncckpt.errors import ClosedError, StepExistsError, StorageError, WriterError
 from asyncckpt.format.paths import step_name
-from asyncckpt.repository.names import HEADER, PARTIAL, header_key, partial_key
+from asyncckpt.repository.names import HEADER, PARTIAL, partial_key
 from asyncckpt.stores.contract import Barrier, FileSink, Store
 
 if TYPE_CHECKING:
@@ -203,9 +203,9 @@ class StepWriter:
             raise
 
     def _take_back(self) -> None:
+        # One call that needs nothing to be opened: storage in this state may refuse that. `abort` removes the rest.
         with contextlib.suppress(StorageError):
-            self._store.delete(header_key(self._step))
-            self._store.delete(step_name(self._step))
+            self._store.rename(step_name(self._step), self._prefix)
 
     def abort(self) -> None:
         """Give the step up and remove what was written of it. Never raises; does nothing after a commit.
