@@ -72,14 +72,14 @@ def kill_after(ckpt: ac.Checkpointer, step: int, rng: random.Random) -> tuple[ac
 
 def kill_again_and_again(ckpt: ac.Checkpointer, step: int, rng: random.Random) -> tuple[ac.SaveFuture, int]:
     """As often within one save as `Writer.restarts` allows."""
-    signal_writer(ckpt, signal.SIGSTOP)
+    signal_writer(ckpt, signal.SIGSTOP)  # it must not be done before the kills
     saving = save(ckpt, step)
-    before = ckpt.health().writer_restarts
-    for count in range(before + 1, RESTARTS + 1):
+    num_kills = 0
+    while ckpt.health().writer_restarts < RESTARTS and not saving.done():
         killed = kill_writer(ckpt)
         wait_for_another_writer(ckpt, than=killed)
-        assert ckpt.health().writer_restarts == count
-    return saving, RESTARTS - before
+        num_kills += 1
+    return saving, num_kills
 
 
 @pytest.mark.timeout(600)
@@ -104,7 +104,7 @@ def test_a_writer_killed_a_hundred_times_costs_training_no_exception(
             kills[kill] += count
             assert saving.result(TIMEOUT_S).step == step
             # The save has set the count back; the kill may have come after it was durable.
-            assert ckpt.health().writer_restarts <= (0 if kill in (kill_before, kill_again_and_again) else 1)
+            assert ckpt.health().writer_restarts <= (0 if kill is kill_before else 1)
         assert ckpt.statistics().num_durable == ckpt.statistics().num_saves == step
         assert min(kills.values()) > 0
         for done in range(1, step + 1):
