@@ -1,8 +1,17 @@
-"""What the kernel says about a process."""
+"""What the kernel says about processes, this one included."""
 
 from __future__ import annotations
 
-__all__ = ["process_status"]
+import os
+
+__all__ = ["available_cpus", "process_status"]
+
+
+def available_cpus() -> int:
+    """CPUs this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def process_status(pid: int) -> tuple[str, int] | None:

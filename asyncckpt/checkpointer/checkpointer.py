@@ -36,6 +36,7 @@ from asyncckpt.model import CheckpointInfo, Health, Outcome, Recovered, Statisti
 from asyncckpt.options import Compression, Staging, Writer
 from asyncckpt.policies.keep import Keep
 from asyncckpt.policies.when import When
+from asyncckpt.processes import available_cpus
 from asyncckpt.repository.catalog import Catalog
 from asyncckpt.repository.lock import RunLock
 from asyncckpt.repository.root import clean_partials, prepare_root
@@ -458,8 +459,6 @@ def _close_at_exit(checkpointer: Checkpointer) -> Callable[[], None]:
 
 
 def _default_threads() -> int:
-    from asyncckpt.staging.stager import available_cpus
-
     # Half of them: on two cores a second thread would take the trainer's (steps 25 % slower instead of 3-9 %).
     return max(1, min(8, available_cpus() // 2))
 

@@ -20,8 +20,7 @@ import errno
 import logging
 import threading
 from collections.abc import Iterator
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from asyncckpt.errors import ClosedError, StepExistsError, StorageError, WriterError
 from asyncckpt.format.paths import step_name
@@ -240,7 +239,7 @@ class StepWriter:
             self._open_sinks.discard(sink)
 
 
-class _StepSink:
+class _StepSink(FileSink):
     """A store's sink that tells its `StepWriter` how it ended."""
 
     def __init__(self, step: StepWriter, sink: FileSink) -> None:
@@ -269,17 +268,6 @@ class _StepSink:
         except StorageError as error:
             self._step._note(error)
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None:
-            self.close()
-        else:
-            self.abort()
 
 
 def sync_renames(store: Store) -> None:

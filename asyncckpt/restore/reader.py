@@ -6,7 +6,6 @@ import base64
 import binascii
 import functools
 import math
-import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from asyncckpt.format.layout import ArrayLayout, FilePart
 from asyncckpt.format.limits import MAX_DIMENSIONS, MAX_METADATA_BYTES
 from asyncckpt.format.metadata import decode_array_metadata
 from asyncckpt.model import Damage
+from asyncckpt.processes import available_cpus
 from asyncckpt.repository.catalog import ABSENT, UNREADABLE, CommittedStep
 from asyncckpt.repository.names import HEADER
 from asyncckpt.restore.buffers import ThreadBuffers
@@ -151,7 +151,7 @@ class TensorReader:
             StorageError: the storage failed.
             StagingMemoryError: there is not enough memory.
         """
-        with ThreadPoolExecutor(threads or _available_cpus(), thread_name_prefix="asyncckpt-restore") as pool:
+        with ThreadPoolExecutor(threads or available_cpus(), thread_name_prefix="asyncckpt-restore") as pool:
             arrays = [array for array in pool.map(self._array, keys) if array is not None]
             self._check_total(arrays)
             if or_nothing and self.damaged:
@@ -280,7 +280,3 @@ def _view(data: memoryview, data_type: str, shape: tuple[int, ...]) -> torch.Ten
     if len(data) == 0:
         return torch.empty(shape, dtype=dtype)
     return torch.frombuffer(data, dtype=torch.uint8).view(dtype).view(shape)
-
-
-def _available_cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

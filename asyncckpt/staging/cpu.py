@@ -44,7 +44,6 @@ class CpuCopier:
         """Copy each tensor to its offset; complete on return."""
         base = arena.address
         moves: list[_Move] = []
-        small_bytes = 0
         memmove = ctypes.memmove
         for source, offset in zip(sources, offsets, strict=True):
             num_bytes = source.numel() * source.element_size()
@@ -54,7 +53,6 @@ class CpuCopier:
                 arena_view(arena, offset, source).copy_(source)
             elif num_bytes < _PARALLEL_BYTES:
                 memmove(base + offset, source.data_ptr(), num_bytes)
-                small_bytes += num_bytes
             else:
                 moves.extend(_pieces(base + offset, source.data_ptr(), num_bytes))
         self._run(moves)

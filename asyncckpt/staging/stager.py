@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections.abc import Callable, Sequence
 
@@ -12,13 +11,14 @@ import torch
 from asyncckpt.errors import SnapshotMutatedError, StagingMemoryError
 from asyncckpt.memory import Arena
 from asyncckpt.options import Staging
+from asyncckpt.processes import available_cpus
 from asyncckpt.staging.cpu import CpuCopier
 from asyncckpt.staging.cuda import CudaCopier, HostPinner
 from asyncckpt.staging.leaf import Leaf
 from asyncckpt.staging.plan import SegmentPlan, StagingPlan, plan_staging, signature_of
 from asyncckpt.staging.slots import Slot
 
-__all__ = ["Stager", "available_cpus"]
+__all__ = ["Stager"]
 
 _logger = logging.getLogger("asyncckpt.staging")
 
@@ -147,13 +147,6 @@ class Stager:
         for thread in self._populating:
             thread.join()
         self._populating.clear()
-
-
-def available_cpus() -> int:
-    """CPUs this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _version(tensor: torch.Tensor) -> int:

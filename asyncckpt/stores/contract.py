@@ -70,8 +70,11 @@ class Entry:
 class FileSink(Protocol):
     """One file being written, front to back.
 
-    Leaving it as a context manager closes it, or aborts it when an exception passes.
+    Leaving it as a context manager closes it, or aborts it when an exception passes; who inherits from
+    this class has that.
     """
+
+    __slots__ = ()
 
     def write(self, buffer: Buffer, /) -> None:
         """Append *buffer* (C-contiguous); it may be reused as soon as this returns.
@@ -90,11 +93,16 @@ class FileSink(Protocol):
     def abort(self) -> None:
         """Give the file up and remove it as far as possible. Never raises; a no-op after `close`."""
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    ) -> None:
+        if error is None:
+            self.close()
+        else:
+            self.abort()
 
 
 class Barrier(Protocol):

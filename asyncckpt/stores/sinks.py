@@ -7,11 +7,11 @@ import errno
 import fcntl
 import os
 from collections.abc import Iterator
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from asyncckpt.errors import StorageError
 from asyncckpt.stores.buffers import BLOCK_BYTES, BUFFER_BYTES, PooledBuffer
+from asyncckpt.stores.contract import FileSink
 from asyncckpt.stores.durability import sync_file
 from asyncckpt.stores.files import at_least_one
 
@@ -26,7 +26,7 @@ LARGE_BYTES = 2**20
 O_DIRECT = getattr(os, "O_DIRECT", 0)
 
 
-class LocalSink:
+class LocalSink(FileSink):
     """See `contract.FileSink`.
 
     Invariants: while ``_is_direct``, ``_offset`` is a multiple of `BLOCK_BYTES` and everything is
@@ -57,17 +57,6 @@ class LocalSink:
     def __repr__(self) -> str:
         state = "closed" if self._fd < 0 else "direct" if self._is_direct else "buffered"
         return f"LocalSink({self._key!r}, {state}, bytes={self._offset + self._used})"
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None:
-            self.close()
-        else:
-            self.abort()
 
     def write(self, buffer: Buffer, /) -> None:
         view = memoryview(buffer)

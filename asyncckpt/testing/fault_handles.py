@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from asyncckpt.errors import StorageError
 from asyncckpt.stores.contract import Barrier, FileSink
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["FaultBarrier", "FaultSink", "first_half"]
 
 
-class FaultSink:
+class FaultSink(FileSink):
     """See `contract.FileSink`. A failure is final, also one that *inner* knows nothing of.
 
     Args:
@@ -65,17 +64,6 @@ class FaultSink:
         if self._error is not None:
             raise self._error
         operation()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None:
-            self.close()
-        else:
-            self.abort()
 
 
 class FaultBarrier:

@@ -6,7 +6,6 @@ The same service runs in the writer process and, for ``Writer(kind="thread")``, 
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 import select
@@ -263,7 +262,8 @@ class _Service:
         save = pending.save
         report = self._progress_reporter(save.save_id)
         first: BaseException | None = None
-        for attempt in itertools.count():
+        attempt = 0
+        while True:
             try:
                 return await self._pipeline.write(save, self._segments(pending), report, attempt)
             except Exception as error:
@@ -277,7 +277,7 @@ class _Service:
             _logger.warning("step %d: %s; trying again in %s s", save.step, cause, delay_s)
             await self._send_logs()
             await anyio.sleep(delay_s)
-        raise AssertionError("unreachable")
+            attempt += 1
 
     async def _segments(self, pending: _PendingSave) -> AsyncIterator[Segment]:
         save_id = pending.save.save_id
