@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import atexit
-import contextlib
-import functools
-import importlib.metadata
 import logging
 import os
-import platform
 import time
 import uuid
-import warnings
-import weakref
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from datetime import UTC, datetime
 from os import PathLike
 from types import TracebackType
 from typing import Any, Self
 
 import anyio.to_thread
-import msgspec
 
+from asyncckpt.checkpointer.closing import close_at_exit, quiet_if
+from asyncckpt.checkpointer.deciding import SaveDecider
+from asyncckpt.checkpointer.describing import checked_metrics, checked_step, versions
+from asyncckpt.checkpointer.failures import UnseenFailures
 from asyncckpt.checkpointer.reading import Catalogue, Which
 from asyncckpt.checkpointer.restoring import restore_in_place
 from asyncckpt.checkpointer.saves import SaveCoordinator
+from asyncckpt.checkpointer.starting import runs_as_process, start_writer
 from asyncckpt.checkpointer.ticket import SaveFacts
-from asyncckpt.errors import CheckpointError, ClosedError, InvalidOptionError, StepExistsError
+from asyncckpt.errors import ClosedError, InvalidOptionError, StepExistsError
 from asyncckpt.events import EventCallback, EventDispatcher
 from asyncckpt.format.codecs import resolve_codecs
 from asyncckpt.format.dtypes import DATA_TYPES
@@ -36,13 +34,10 @@ from asyncckpt.model import CheckpointInfo, Health, Outcome, Recovered, Statisti
 from asyncckpt.options import Compression, Staging, Writer
 from asyncckpt.policies.keep import Keep
 from asyncckpt.policies.when import When
-from asyncckpt.processes import available_cpus
 from asyncckpt.repository.catalog import Catalog
 from asyncckpt.repository.lock import RunLock
 from asyncckpt.repository.root import clean_partials, prepare_root
-from asyncckpt.writer.client import WriterClient
-from asyncckpt.writer.link import Link, ProcessLink, ThreadLink, can_start_process
-from asyncckpt.writer.messages import Configure, Pruned
+from asyncckpt.writer.messages import Pruned
 
 __all__ = ["Checkpointer"]
 
@@ -89,15 +84,14 @@ class Checkpointer:
     ) -> None:
         resolve_codecs(compression, DATA_TYPES["float32"])
         self._state = state
-        self._when = when
+        self._decider = SaveDecider(when)
         self._keep = keep or Keep()
         self._writer_options = writer or Writer()
         self._metadata = dict(metadata or {})
         self._events = EventDispatcher(*([on_event] if on_event else []))
         self._run = uuid.uuid4().hex
         self._is_closed = False
-        self._ended: list[SavePromise] = []
-        self._last_due: tuple[int | None, float] = (None, time.monotonic())
+        self._failures = UnseenFailures(self._writer_options.on_error)
         self._store = prepare_root(root)
         self._lock = RunLock.acquire(
             self._store, {"pid": os.getpid(), "run": self._run}, self._writer_options.lock_timeout_s
@@ -105,39 +99,22 @@ class Checkpointer:
         try:
             clean_partials(self._store)
             self._steps = set(Catalog(self._store).steps())
-            self._saves = self._start_saves(staging or Staging(), compression)
+            as_process = runs_as_process(self._writer_options)
+            client = start_writer(
+                self._store.url,
+                self._lock,
+                self._writer_options,
+                compression,
+                self._keep,
+                self._note_pruned,
+                as_process=as_process,
+            )
+            self._saves = SaveCoordinator(client, staging or Staging(), shared=as_process, on_end=self._note_end)
         except BaseException:
             self._lock.release()
             raise
         self._catalogue = Catalogue(self._store, self._keep.best)
-        self._at_exit = _close_at_exit(self)
-
-    def _start_saves(self, staging: Staging, compression: Compression) -> SaveCoordinator:
-        options = self._writer_options
-        in_process = options.kind == "process" and can_start_process()
-        if options.kind == "process" and not in_process:
-            warnings.warn(
-                "this platform cannot pass memory to a writer process; the writer runs as a thread and will "
-                "take time from training",
-                RuntimeWarning,
-                stacklevel=4,
-            )
-        lock = self._lock
-
-        def start() -> Link:
-            return ProcessLink(options.nice, (lock.fileno(),)) if in_process else ThreadLink()
-
-        configure = Configure(
-            root=self._store.url,
-            trainer_pid=os.getpid(),
-            compression=compression,
-            threads=options.threads or _default_threads(),
-            log_level=_logger.getEffectiveLevel(),
-            keep=msgspec.Raw(msgspec.json.encode(self._keep)),
-            incremental=options.incremental,
-        )
-        client = WriterClient(configure, start, options.restarts, options.stall_timeout_s, self._note_pruned)
-        return SaveCoordinator(client, staging, shared=in_process, on_end=self._note_end)
+        self._at_exit = close_at_exit(self)
 
     # -- saving --------------------------------------------------------------------------------
 
@@ -173,13 +150,11 @@ class Checkpointer:
         """
         started = time.perf_counter()
         self._require_open()
-        self._report_unseen_errors()
+        self._failures.report()
         state = self._state if state is None else state
         if state is None:
             raise InvalidOptionError("there is nothing to save: give Checkpointer(state=...) or save(state=...)")
-        if isinstance(step, bool) or not isinstance(step, int) or not 0 <= step < 10**18:
-            raise InvalidOptionError(f"a step is a whole number from 0 to 18 digits, not {step!r}", step=repr(step))
-        if step in self._steps:
+        if checked_step(step) in self._steps:
             raise StepExistsError(
                 f"step {step} is already saved in {self._store.location('')}; delete it first or save another step",
                 step=step,
@@ -192,9 +167,9 @@ class Checkpointer:
             run=self._run,
             created=datetime.now(UTC),
             path=self._store.location(step_name(step)),
-            metrics=_checked_metrics(metrics or {}),
+            metrics=checked_metrics(metrics or {}),
             tags=tuple(tags),
-            versions=_versions(),
+            versions=versions(),
             metadata=self._metadata,
             started=started,
         )
@@ -219,14 +194,11 @@ class Checkpointer:
                 also everything `save` raises.
         """
         self._require_open()
-        self._report_unseen_errors()
+        self._failures.report()
         if self._state is not None:
             self._saves.prepare(self._state)
-        last_step, last_s = self._last_due
-        now_s = time.monotonic()
-        if self._when is None or not self._when.due(step, now_s, last_step, last_s):
+        if not self._decider.is_due(step):
             return None
-        self._last_due = (step, now_s)
         return self.save(step, metrics=metrics)
 
     def wait(self, timeout: float | None = None) -> None:
@@ -239,13 +211,13 @@ class Checkpointer:
         deadline = None if timeout is None else time.monotonic() + timeout
         for promise in self._saves.pending:
             promise.wait_done(None if deadline is None else max(0.0, deadline - time.monotonic()))
-        self._report_unseen_errors()
+        self._failures.report()
 
     async def drain(self) -> None:
         """`wait` for asyncio and trio."""
         for promise in self._saves.pending:
             await promise.wait_done_async()
-        self._report_unseen_errors()
+        self._failures.report()
 
     # -- restoring -----------------------------------------------------------------------------
 
@@ -289,7 +261,7 @@ class Checkpointer:
         found = restore_in_place(self._store, self._catalogue, which, target, only, strict)
         if found is not None:
             self._steps.difference_update(found.fell_back_from)
-            self._last_due = (found.step, time.monotonic())
+            self._decider.count_from(found.step)
             self._events.emit("restore.done", found.step, fell_back_from=list(found.fell_back_from))
         return found
 
@@ -365,7 +337,7 @@ class Checkpointer:
         self._is_closed = True
         atexit.unregister(self._at_exit)
         self._lock.release()
-        self._report_unseen_errors()
+        self._failures.report()
 
     async def aclose(self) -> None:
         """`close` for asyncio and trio; does not block the event loop."""
@@ -377,7 +349,7 @@ class Checkpointer:
     def __exit__(
         self, exc_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        with _quiet_if(error):
+        with quiet_if(error):
             self.close()
 
     async def __aenter__(self) -> Self:
@@ -386,7 +358,7 @@ class Checkpointer:
     async def __aexit__(
         self, exc_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        with anyio.CancelScope(shield=True), _quiet_if(error):
+        with anyio.CancelScope(shield=True), quiet_if(error):
             await self.aclose()
 
     # -- inside --------------------------------------------------------------------------------
@@ -405,7 +377,7 @@ class Checkpointer:
         if outcome != "durable":
             self._steps.discard(future.step)
         if outcome == "failed":
-            self._ended.append(promise)
+            self._failures.add(promise)
         stats = future.stats
         self._events.emit(
             f"save.{outcome}",
@@ -420,61 +392,6 @@ class Checkpointer:
         for step, reason in zip(pruned.steps, pruned.reasons, strict=True):
             self._events.emit("checkpoint.pruned", step, reason=reason)
 
-    def _report_unseen_errors(self) -> None:
-        while self._ended:
-            error = self._ended.pop(0).take_unseen_error()
-            if error is None:
-                continue
-            if self._writer_options.on_error == "raise":
-                raise error
-            warnings.warn(f"a checkpoint was lost: {error}", RuntimeWarning, stacklevel=3)
-
     def __repr__(self) -> str:
         state = "closed" if self._is_closed else f"{len(self._saves.pending)} pending"
         return f"<Checkpointer {self._store.url} {state}>"
-
-
-@contextlib.contextmanager
-def _quiet_if(error: BaseException | None) -> Iterator[None]:
-    """Do not let a failed save hide the exception that is already leaving the block."""
-    try:
-        yield
-    except CheckpointError as failure:
-        if error is None:
-            raise
-        _logger.error("a checkpoint was lost: %s", failure)
-
-
-def _close_at_exit(checkpointer: Checkpointer) -> Callable[[], None]:
-    reference = weakref.ref(checkpointer)
-    owner = os.getpid()
-
-    def close() -> None:
-        found = reference()
-        if found is not None and os.getpid() == owner:
-            found.close()
-
-    atexit.register(close)
-    return close
-
-
-def _default_threads() -> int:
-    # Half of them: on two cores a second thread would take the trainer's (steps 25 % slower instead of 3-9 %).
-    return max(1, min(8, available_cpus() // 2))
-
-
-def _checked_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
-    try:
-        return {str(name): float(value) for name, value in metrics.items()}
-    except (TypeError, ValueError, OverflowError) as error:
-        raise InvalidOptionError(f"metrics are numbers by name, not {dict(metrics)!r}: {error}") from error
-
-
-@functools.cache
-def _versions() -> dict[str, str]:
-    names = ("asyncckpt", "torch", "zarr", "numcodecs")
-    found = {"python": platform.python_version()}
-    for name in names:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found

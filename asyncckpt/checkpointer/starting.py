@@ -1,0 +1,69 @@
+"""Starts the writer of a checkpointer."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Callable
+
+import msgspec
+
+from asyncckpt.options import Compression, Writer
+from asyncckpt.policies.keep import Keep
+from asyncckpt.processes import available_cpus
+from asyncckpt.repository.lock import RunLock
+from asyncckpt.writer.client import WriterClient
+from asyncckpt.writer.link import Link, ProcessLink, ThreadLink, can_start_process
+from asyncckpt.writer.messages import Configure, Pruned
+
+__all__ = ["runs_as_process", "start_writer"]
+
+
+def runs_as_process(options: Writer) -> bool:
+    """Whether the writer gets a process of its own, as *options* and the platform have it."""
+    if options.kind == "process" and not can_start_process():
+        warnings.warn(
+            "this platform cannot pass memory to a writer process; the writer runs as a thread and will "
+            "take time from training",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+        return False
+    return options.kind == "process"
+
+
+def start_writer(
+    url: str,
+    lock: RunLock,
+    options: Writer,
+    compression: Compression,
+    keep: Keep,
+    on_pruned: Callable[[Pruned], None],
+    *,
+    as_process: bool,
+) -> WriterClient:
+    """Start the writer for the root at *url*; it inherits *lock*, so that none starts beside it.
+
+    Raises:
+        WriterError: it cannot be started.
+    """
+
+    def start() -> Link:
+        return ProcessLink(options.nice, (lock.fileno(),)) if as_process else ThreadLink()
+
+    configure = Configure(
+        root=url,
+        trainer_pid=os.getpid(),
+        compression=compression,
+        threads=options.threads or _default_threads(),
+        log_level=logging.getLogger("asyncckpt").getEffectiveLevel(),
+        keep=msgspec.Raw(msgspec.json.encode(keep)),
+        incremental=options.incremental,
+    )
+    return WriterClient(configure, start, options.restarts, options.stall_timeout_s, on_pruned)
+
+
+def _default_threads() -> int:
+    # Half of them: on two cores a second thread would take the trainer's (steps 25 % slower instead of 3-9 %).
+    return max(1, min(8, available_cpus() // 2))
