@@ -53,6 +53,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; `_HOMES` is what runs, 
         CheckpointInfo,
         Damage,
         Health,
+        IntervalReport,
         Mismatch,
         Recovered,
         SaveStats,
@@ -60,7 +61,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; `_HOMES` is what runs, 
         VerifyReport,
     )
     from asyncckpt.options import Staging, Writer
-    from asyncckpt.policies import AtSteps, Best, Every, Keep
+    from asyncckpt.policies import Adaptive, AtSteps, Best, Every, Keep, Moment, Validation, When
     from asyncckpt.state import RNG, register_type
 
 __version__ = "0.1.0"
@@ -98,6 +99,7 @@ _HOMES = {
         "CheckpointInfo",
         "Damage",
         "Health",
+        "IntervalReport",
         "Mismatch",
         "Recovered",
         "SaveStats",
@@ -105,13 +107,14 @@ _HOMES = {
         "VerifyReport",
     ),
     "asyncckpt.options": ("Staging", "Writer"),
-    "asyncckpt.policies": ("AtSteps", "Best", "Every", "Keep"),
+    "asyncckpt.policies": ("Adaptive", "AtSteps", "Best", "Every", "Keep", "Moment", "Validation", "When"),
     "asyncckpt.state": ("RNG", "register_type"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "RNG",
+    "Adaptive",
     "AtSteps",
     "Best",
     "BusyError",
@@ -126,9 +129,11 @@ __all__ = [
     "Every",
     "ForeignRootError",
     "Health",
+    "IntervalReport",
     "InvalidOptionError",
     "Keep",
     "Mismatch",
+    "Moment",
     "NothingCommittedError",
     "Recovered",
     "RootLockedError",
@@ -147,7 +152,9 @@ __all__ = [
     "UnsupportedFormatError",
     "UnsupportedStateError",
     "UsageError",
+    "Validation",
     "VerifyReport",
+    "When",
     "Writer",
     "WriterDiedError",
     "WriterError",

@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 __all__ = [
+    "KINDS",
     "CheckpointInfo",
     "Damage",
     "Health",
+    "IntervalReport",
+    "Kind",
     "Mismatch",
     "Outcome",
     "Recovered",
@@ -22,6 +25,10 @@ __all__ = [
 ]
 
 Outcome = Literal["pending", "durable", "failed", "skipped", "superseded", "cancelled"]
+
+Kind = Literal["regular", "validation", "best", "emergency", "manual", "final"]
+"""Why a checkpoint was saved; `KINDS` are all of them."""
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
 
@@ -72,9 +79,9 @@ class CheckpointInfo:
     Attributes:
         step: the training step it holds.
         path: absolute directory (or URL) of the step.
-        kind: ``"regular"``, ``"emergency"``, ...
+        kind: why it was saved, one of `KINDS`; other programs may have written another.
         created: when ``save()`` was called, UTC.
-        metrics: the metrics given to ``save()`` or ``step()``.
+        metrics: the metrics given to ``save()``, ``step()`` or ``validated()``.
         tags: names given to ``save()``.
         raw_bytes: bytes of all tensors before compression.
         stored_bytes: bytes of all files except the header itself.
@@ -207,8 +214,32 @@ class Health:
 
 
 @dataclass(frozen=True, slots=True)
+class IntervalReport:
+    """Why an adaptive policy saves as often as it does. Seconds of wall time.
+
+    Attributes:
+        interval_s: the time between the begins of two saves.
+        cost_s: training time lost per save, as measured and smoothed; 0.0 before the first save.
+        durable_s: from the begin of a save until it is durable, likewise.
+        overhead: part of the training time that saving takes at this interval.
+        reason: what the interval follows from.
+    """
+
+    interval_s: float
+    cost_s: float = 0.0
+    durable_s: float = 0.0
+    overhead: float = 0.0
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Statistics:
-    """Totals over the life of one checkpointer; see `SaveStats` for units."""
+    """Totals over the life of one checkpointer; see `SaveStats` for units.
+
+    Attributes:
+        last: of the last save that became durable.
+        policy: what ``when=`` decides and why, if it is adaptive.
+    """
 
     num_saves: int = 0
     num_durable: int = 0
@@ -220,3 +251,4 @@ class Statistics:
     raw_bytes: int = 0
     stored_bytes: int = 0
     last: SaveStats | None = None
+    policy: IntervalReport | None = None

@@ -7,7 +7,9 @@ import logging
 import os
 import time
 import uuid
+import warnings
 from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from os import PathLike
 from types import TracebackType
@@ -17,7 +19,7 @@ import anyio.to_thread
 
 from asyncckpt.checkpointer.closing import close_at_exit, quiet_if
 from asyncckpt.checkpointer.deciding import SaveDecider
-from asyncckpt.checkpointer.describing import checked_metrics, checked_step, versions
+from asyncckpt.checkpointer.describing import checked_kind, checked_metrics, checked_step, versions
 from asyncckpt.checkpointer.failures import UnseenFailures
 from asyncckpt.checkpointer.reading import Catalogue, Which
 from asyncckpt.checkpointer.restoring import restore_in_place
@@ -84,7 +86,7 @@ class Checkpointer:
     ) -> None:
         resolve_codecs(compression, DATA_TYPES["float32"])
         self._state = state
-        self._decider = SaveDecider(when)
+        self._decider = SaveDecider(when, self._saved_metrics)
         self._keep = keep or Keep()
         self._writer_options = writer or Writer()
         self._metadata = dict(metadata or {})
@@ -134,7 +136,9 @@ class Checkpointer:
             state: what to save instead of the checkpointer's own state.
             metrics: numbers recorded with the checkpoint; ``Keep.best`` ranks by one of them.
             tags: names under which the checkpoint is found and never pruned.
-            kind: free label shown by ``ls``.
+            kind: why it is saved, as ``ls`` shows it and ``Keep.kinds`` goes by: ``"regular"``; ``"manual"``,
+                which is kept until it is deleted; ``"final"``, the result of a run, likewise;
+                ``"validation"``, ``"best"`` or ``"emergency"``.
 
         Returns:
             A future that resolves when the checkpoint would survive a power cut. Storage and writer
@@ -144,7 +148,7 @@ class Checkpointer:
             CheckpointError: an *earlier* save failed and nobody looked at it (``Writer(on_error=)``);
                 this one was not begun, the next call begins one.
             ClosedError: the checkpointer was closed.
-            InvalidOptionError: *step* is negative, a metric is no number, or no state was given.
+            InvalidOptionError: *step* is negative, a metric is no number, *kind* is none, or no state was given.
             StepExistsError: *step* is committed already, or being saved.
             UnsupportedStateError: the state holds something that cannot be stored.
         """
@@ -162,12 +166,12 @@ class Checkpointer:
         facts = SaveFacts(
             save_id=self._saves.next_id(),
             step=step,
-            kind=kind,
+            kind=checked_kind(kind),
             nonce=uuid.uuid4().hex,
             run=self._run,
             created=datetime.now(UTC),
             path=self._store.location(step_name(step)),
-            metrics=checked_metrics(metrics or {}),
+            metrics=self._decider.validation_of(step) | checked_metrics(metrics or {}),
             tags=tuple(tags),
             versions=versions(),
             metadata=self._metadata,
@@ -179,6 +183,7 @@ class Checkpointer:
         except BaseException:
             self._steps.discard(step)
             raise
+        self._decider.note_begun(future, facts.metrics)
         future.add_done_callback(self._forget_cancelled)
         self._events.emit("save.started", step, blocked_s=future.stats.blocked_s)
         return future
@@ -197,9 +202,40 @@ class Checkpointer:
         self._failures.report()
         if self._state is not None:
             self._saves.prepare(self._state)
-        if not self._decider.is_due(step):
+        kind = self._decider.after_step(step)
+        return None if kind is None else self.save(step, metrics=metrics, kind=kind)
+
+    def validated(self, step: int, metrics: Mapping[str, float]) -> SaveFuture | None:
+        """Report what validating the state after *step* found; saves when the policy has a `Validation` for it.
+
+        Call it before `step` of the same step: whatever saves that step afterwards records *metrics* as
+        well. A checkpoint is never changed, so if *step* has been saved before, its metrics stay as they
+        are, and a warning says so.
+
+        Args:
+            step: the training step just validated; the state must still be that of this step.
+            metrics: numbers by name, such as ``{"val_loss": 2.1}``.
+
+        Returns:
+            The future of the save, or None when none was due.
+
+        Raises:
+            CheckpointError: as in `step`.
+            InvalidOptionError: *step* is negative or a metric is no number.
+            StorageError: the checkpoints there are, which ``Validation.best`` compares with, cannot be read.
+        """
+        self._require_open()
+        self._failures.report()
+        kind = self._decider.after_validation(checked_step(step), checked_metrics(metrics))
+        if step in self._steps:
+            warnings.warn(
+                f"step {step} was saved before validated({step}, ...): its checkpoint has none of these metrics; "
+                f"call validated() before step() and save()",
+                RuntimeWarning,
+                stacklevel=2,
+            )
             return None
-        return self.save(step, metrics=metrics)
+        return None if kind is None else self.save(step, kind=kind)
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait until every save begun so far has ended.
@@ -261,7 +297,7 @@ class Checkpointer:
         found = restore_in_place(self._store, self._catalogue, which, target, only, strict)
         if found is not None:
             self._steps.difference_update(found.fell_back_from)
-            self._decider.count_from(found.step)
+            self._decider.note_restored(found.step)
             self._events.emit("restore.done", found.step, fell_back_from=list(found.fell_back_from))
         return found
 
@@ -305,10 +341,11 @@ class Checkpointer:
         committed = self._catalogue.find(which)
         committed.delete()
         self._steps.discard(committed.step)
+        self._decider.note_removed(committed.step)
 
     def statistics(self) -> Statistics:
         """Totals since this checkpointer was made."""
-        return self._saves.statistics
+        return replace(self._saves.statistics, policy=self._decider.explain())
 
     def health(self) -> Health:
         """What the checkpointer is doing now."""
@@ -372,6 +409,9 @@ class Checkpointer:
         if future.cancelled():
             self._steps.discard(future.step)
 
+    def _saved_metrics(self) -> dict[int, Mapping[str, float]]:
+        return {info.step: info.metrics for info in self._catalogue.checkpoints()}
+
     def _note_end(self, promise: SavePromise, outcome: Outcome) -> None:
         future = promise.future
         if outcome != "durable":
@@ -389,6 +429,7 @@ class Checkpointer:
 
     def _note_pruned(self, pruned: Pruned) -> None:
         self._steps.difference_update(pruned.steps)
+        self._decider.note_removed(*pruned.steps)
         for step, reason in zip(pruned.steps, pruned.reasons, strict=True):
             self._events.emit("checkpoint.pruned", step, reason=reason)
 

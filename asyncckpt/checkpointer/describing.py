@@ -9,8 +9,9 @@ import platform
 from collections.abc import Mapping
 
 from asyncckpt.errors import InvalidOptionError
+from asyncckpt.model import KINDS
 
-__all__ = ["checked_metrics", "checked_step", "versions"]
+__all__ = ["checked_kind", "checked_metrics", "checked_step", "versions"]
 
 
 def checked_step(step: int) -> int:
@@ -22,6 +23,17 @@ def checked_step(step: int) -> int:
     if isinstance(step, bool) or not isinstance(step, int) or not 0 <= step < 10**18:
         raise InvalidOptionError(f"a step is a whole number from 0 to 18 digits, not {step!r}", step=repr(step))
     return step
+
+
+def checked_kind(kind: str) -> str:
+    """*kind*, if it is one of `model.KINDS`.
+
+    Raises:
+        InvalidOptionError: it is not.
+    """
+    if kind not in KINDS:
+        raise InvalidOptionError(f"kind must be one of {', '.join(map(repr, KINDS))}, not {kind!r}")
+    return kind
 
 
 def checked_metrics(metrics: Mapping[str, float]) -> dict[str, float]:

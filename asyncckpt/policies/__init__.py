@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from asyncckpt.policies.adaptive import Adaptive
 from asyncckpt.policies.keep import Best, Keep
-from asyncckpt.policies.when import AtSteps, Every, When
+from asyncckpt.policies.moment import Costs, Moment
+from asyncckpt.policies.validation import Validation
+from asyncckpt.policies.when import AtSteps, Every, When, decide
 
-__all__ = ["AtSteps", "Best", "Every", "Keep", "When"]
+__all__ = ["Adaptive", "AtSteps", "Best", "Costs", "Every", "Keep", "Moment", "Validation", "When", "decide"]

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from asyncckpt.errors import InvalidOptionError
-from asyncckpt.model import CheckpointInfo
+from asyncckpt.model import KINDS, CheckpointInfo, Kind
 from asyncckpt.policies.checks import require_count, require_duration
 
-__all__ = ["Best", "Keep", "rank_best"]
+__all__ = ["Best", "Keep", "is_among_best", "rank_best"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,9 @@ class Keep:
         every_seconds: the first checkpoint of every so many seconds, for good.
         best: the best by a metric.
         tags: which tags protect a checkpoint; ``None``: any does.
+        kinds: which kinds are kept for good. Those somebody asked for by name, by default: ``"manual"``, and
+            ``"final"``, the result of a run, which going on with it must not remove. All others are equal: an
+            emergency or validation checkpoint counts among the last ones as a regular one does.
     """
 
     last: int | None = 3
@@ -55,6 +58,7 @@ class Keep:
     every_seconds: float | None = None
     best: Best | None = None
     tags: tuple[str, ...] | None = None
+    kinds: tuple[Kind, ...] = ("manual", "final")
 
     def __post_init__(self) -> None:
         if self.last is not None:
@@ -67,6 +71,8 @@ class Keep:
             raise InvalidOptionError(f"Keep.best must be a Best, not {self.best!r}")
         if isinstance(self.tags, str):
             raise InvalidOptionError("Keep.tags must be a tuple of tags, not a string")
+        if isinstance(self.kinds, str) or any(kind not in KINDS for kind in self.kinds):
+            raise InvalidOptionError(f"Keep.kinds must be a tuple of {', '.join(map(repr, KINDS))}, not {self.kinds!r}")
 
 
 def rank_best(committed: Iterable[CheckpointInfo], best: Best) -> list[CheckpointInfo]:
@@ -75,15 +81,25 @@ def rank_best(committed: Iterable[CheckpointInfo], best: Best) -> list[Checkpoin
     A missing value or NaN never wins. Of equal values the earliest step wins: later ones usually just
     repeat it because nothing was evaluated in between.
     """
-    ranked = [(value, info) for info in committed if (value := _value(info, best.metric)) is not None]
+    ranked = [(value, info) for info in committed if (value := _value(info.metrics, best.metric)) is not None]
     sign = 1 if best.mode == "min" else -1
     ranked.sort(key=lambda pair: (sign * pair[0], pair[1].step))
     return [info for _, info in ranked]
 
 
-def _value(info: CheckpointInfo, metric: str) -> float | None:
+def is_among_best(metrics: Mapping[str, float], others: Iterable[Mapping[str, float]], best: Best) -> bool:
+    """Whether *metrics* rank among the best ``best.n`` of *others* and themselves; an equal value came first."""
+    value = _value(metrics, best.metric)
+    if value is None:
+        return False
+    sign = 1 if best.mode == "min" else -1
+    values = (_value(other, best.metric) for other in others)
+    return sum(other is not None and sign * other <= sign * value for other in values) < best.n
+
+
+def _value(metrics: Mapping[str, float], metric: str) -> float | None:
     # Metrics come from a header, which another program may have written: any value, of any size.
-    value = info.metrics.get(metric)
+    value = metrics.get(metric)
     try:
         number = float(value) if isinstance(value, (int, float)) else math.nan
     except OverflowError:

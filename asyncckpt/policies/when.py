@@ -1,7 +1,7 @@
-"""When to save: small frozen values, joined by ``|``, that decide from numbers alone.
+"""When to save: small frozen values, joined by ``|``, that decide from a `Moment` alone.
 
-Every policy answers `When.due`. Nothing here reads a clock or remembers anything; the caller passes
-where counting starts, and moves it whenever it saves or restores.
+Nothing here reads a clock or remembers anything; the caller passes where counting starts, and moves it
+whenever it saves or restores. So one rank can decide for all, and a decision can be told, and repeated.
 """
 
 from __future__ import annotations
@@ -10,31 +10,63 @@ import abc
 from dataclasses import dataclass
 
 from asyncckpt.errors import InvalidOptionError
+from asyncckpt.model import IntervalReport, Kind
 from asyncckpt.policies.checks import require_count, require_duration
+from asyncckpt.policies.moment import Moment
 
-__all__ = ["AnyOf", "AtSteps", "Every", "When"]
+__all__ = ["AnyOf", "AtSteps", "Every", "When", "decide"]
+
+_PRECEDENCE: tuple[Kind, ...] = ("best", "validation", "regular")
 
 
 class When(abc.ABC):
-    """Base of all policies; subclass it for one of your own. ``a | b`` is due when either is."""
+    """Base of all policies; subclass it for one of your own. ``a | b`` is due when either is.
+
+    Only `due` must be written. Make it a frozen value: what it must remember is in the `Moment`.
+    """
 
     __slots__ = ()
 
     @abc.abstractmethod
-    def due(self, step: int, now_s: float, last_step: int | None, last_s: float) -> bool:
-        """Whether to save after *step*.
+    def due(self, moment: Moment) -> bool:
+        """Whether to save after the training step that `Checkpointer.step` was just told of."""
 
-        Args:
-            step: the training step just completed.
-            now_s: a monotonic clock (``time.monotonic()``), never the time of day, which jumps.
-            last_step: step of the last save this run began or restored; ``None`` before there is one.
-            last_s: *now_s* of that save or restore; before there is one, of the start of the run.
-        """
+    def due_validated(self, moment: Moment) -> bool:
+        """Whether to save because `Checkpointer.validated` was called; ``moment.validation`` has the metrics."""
+        return False
+
+    @property
+    def kind(self) -> Kind:
+        """What a checkpoint saved because of this policy is called."""
+        return "regular"
+
+    @property
+    def members(self) -> tuple[When, ...]:
+        """The policies it joins; of a simple one, itself."""
+        return (self,)
+
+    def explain(self, moment: Moment) -> IntervalReport | None:
+        """What it decides and why, where the interval is not plain to see from its fields."""
+        return None
 
     def __or__(self, other: When) -> AnyOf:
         if not isinstance(other, When):
             return NotImplemented
-        return AnyOf(_members(self) + _members(other))
+        return AnyOf(self.members + other.members)
+
+
+def decide(when: When, moment: Moment) -> Kind | None:
+    """The kind of checkpoint to save at *moment*; ``None``: none is due.
+
+    When several policies are due, ``"best"`` goes before ``"validation"`` and that before ``"regular"``.
+    """
+    asked_by_validation = moment.validation is not None
+    due = {
+        policy.kind
+        for policy in when.members
+        if (policy.due_validated(moment) if asked_by_validation else policy.due(moment))
+    }
+    return next((kind for kind in _PRECEDENCE if kind in due), next(iter(sorted(due)), None))
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +75,18 @@ class AnyOf(When):
 
     policies: tuple[When, ...]
 
-    def due(self, step: int, now_s: float, last_step: int | None, last_s: float) -> bool:
-        return any(policy.due(step, now_s, last_step, last_s) for policy in self.policies)
+    @property
+    def members(self) -> tuple[When, ...]:
+        return self.policies
+
+    def due(self, moment: Moment) -> bool:
+        return any(policy.due(moment) for policy in self.policies)
+
+    def due_validated(self, moment: Moment) -> bool:
+        return any(policy.due_validated(moment) for policy in self.policies)
+
+    def explain(self, moment: Moment) -> IntervalReport | None:
+        return next((report for policy in self.policies if (report := policy.explain(moment)) is not None), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +127,10 @@ class Every(When):
         """The time between saves in seconds, if there is one."""
         return self.minutes * 60.0 if self.minutes is not None else self.seconds
 
-    def due(self, step: int, now_s: float, last_step: int | None, last_s: float) -> bool:
-        if self.steps is not None and step // self.steps != (last_step or 0) // self.steps:
+    def due(self, moment: Moment) -> bool:
+        if self.steps is not None and moment.step // self.steps != (moment.last_step or 0) // self.steps:
             return True
-        return self.interval_s is not None and now_s - last_s >= self.interval_s
+        return self.interval_s is not None and moment.now_s - moment.last_s >= self.interval_s
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -110,10 +152,6 @@ class AtSteps(When):
             require_count("AtSteps", step, 0)
         object.__setattr__(self, "steps", tuple(sorted(set(steps))))
 
-    def due(self, step: int, now_s: float, last_step: int | None, last_s: float) -> bool:
-        after = -1 if last_step is None else last_step
-        return any(after < due_step <= step for due_step in self.steps)
-
-
-def _members(policy: When) -> tuple[When, ...]:
-    return policy.policies if isinstance(policy, AnyOf) else (policy,)
+    def due(self, moment: Moment) -> bool:
+        after = -1 if moment.last_step is None else moment.last_step
+        return any(after < due_step <= moment.step for due_step in self.steps)

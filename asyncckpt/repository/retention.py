@@ -51,7 +51,7 @@ def plan_retention(committed: Sequence[CheckpointInfo], keep: Keep, now: datetim
     return RetentionPlan(
         keep=tuple(Decision(step, ", ".join(why)) for step, why in reasons.items() if why),
         remove=tuple(
-            Decision(info.step, f"no rule keeps it; {_age(info, now)} old")
+            Decision(info.step, f"no rule keeps it; {_kind(info)}{_age(info, now)} old")
             for info in newest_first
             if not reasons[info.step]
         ),
@@ -72,6 +72,8 @@ def _reasons(newest_first: Sequence[CheckpointInfo], keep: Keep) -> Iterable[tup
         protecting = info.tags if keep.tags is None else [tag for tag in info.tags if tag in keep.tags]
         if protecting:
             yield info.step, f"tagged {', '.join(protecting)}"
+        if info.kind in keep.kinds:
+            yield info.step, f"kind {info.kind}"
     if keep.best is not None:
         for rank, info in enumerate(rank_best(newest_first, keep.best)[: keep.best.n], start=1):
             yield info.step, f"best {rank} by {keep.best.metric}"
@@ -96,6 +98,10 @@ def _created_s(info: CheckpointInfo) -> float:
     # Our headers say UTC explicitly; one that says nothing means the same, wherever it is read.
     created = info.created if info.created.tzinfo else info.created.replace(tzinfo=UTC)
     return created.timestamp()
+
+
+def _kind(info: CheckpointInfo) -> str:
+    return "" if info.kind == "regular" else f"{info.kind}, "
 
 
 def _age(info: CheckpointInfo, now: datetime) -> str:

@@ -21,12 +21,12 @@ NOW = START + timedelta(days=2)
 
 
 def info(
-    step: int, *, at_s: float | None = None, loss: float | None = None, tags: Sequence[str] = ()
+    step: int, *, at_s: float | None = None, loss: float | None = None, tags: Sequence[str] = (), kind: str = "regular"
 ) -> CheckpointInfo:
     return CheckpointInfo(
         step=step,
         path=f"/root/step-{step:08}",
-        kind="regular",
+        kind=kind,
         created=START + timedelta(seconds=step if at_s is None else at_s),
         raw_bytes=1,
         stored_bytes=1,
@@ -97,6 +97,15 @@ def test_tags_protect() -> None:
     assert kept(committed, Keep(last=1, tags=())) == [4]
 
 
+def test_kinds_protect() -> None:
+    kinds = ("final", "manual", "regular", "best", "emergency", "validation", "of another program", "regular")
+    committed = [info(step, kind=kind) for step, kind in enumerate(kinds, start=1)]
+    assert kept(committed, Keep(last=1)) == [8, 2, 1]
+    assert kept(committed, Keep(last=1, kinds=("emergency",))) == [8, 5]
+    assert kept(committed, Keep(last=1, kinds=())) == [8]
+    assert kept(committed, Keep(last=4, kinds=())) == [8, 7, 6, 5], "all kinds count among the last"
+
+
 def test_best_keeps_the_best_and_nan_never_wins() -> None:
     committed = [
         info(1, loss=0.5),
@@ -128,6 +137,11 @@ def test_every_decision_has_a_reason() -> None:
     ]
     plan = plan_retention([info(1, at_s=86_400), info(2, at_s=86_400)], Keep(last=1), NOW)
     assert [(decision.step, decision.reason) for decision in plan.remove] == [(1, "no rule keeps it; 1.0 d old")]
+    plan = plan_retention(
+        [info(1, at_s=86_400, kind="emergency"), info(2, at_s=90_000, kind="final")], Keep(last=1), NOW
+    )
+    assert [decision.reason for decision in plan.keep] == ["newest, kind final"]
+    assert [decision.reason for decision in plan.remove] == ["no rule keeps it; emergency, 1.0 d old"]
 
 
 @pytest.mark.parametrize(("age_s", "text"), [(-5, "0 s"), (42, "42 s"), (90, "1.5 min"), (7200, "2.0 h")])
@@ -145,7 +159,14 @@ def test_a_creation_time_without_a_zone_is_utc() -> None:
 
 losses = st.none() | st.floats(allow_nan=True, allow_infinity=True) | st.integers()
 histories = st.lists(
-    st.builds(info, st.integers(0, 3000), at_s=st.floats(0, 1e6), loss=losses, tags=st.lists(st.sampled_from("ab"))),
+    st.builds(
+        info,
+        st.integers(0, 3000),
+        at_s=st.floats(0, 1e6),
+        loss=losses,
+        tags=st.lists(st.sampled_from("ab")),
+        kind=st.sampled_from(["regular"] * 4 + ["final", "manual", "best", "odd"]),
+    ),
     unique_by=lambda found: found.step,
     max_size=30,
 )
@@ -156,6 +177,7 @@ keeps = st.builds(
     every_seconds=st.none() | st.floats(0, exclude_min=True, allow_infinity=False),
     best=st.none() | st.builds(Best, st.just("loss"), st.sampled_from(["min", "max"]), st.integers(1, 3)),
     tags=st.none() | st.just(("a",)),
+    kinds=st.just(("manual", "final")) | st.sampled_from([(), ("best",)]),
 )
 
 
@@ -166,6 +188,7 @@ def test_the_newest_best_and_tagged_are_never_removed(committed: list[Checkpoint
         assert max(found.step for found in committed) in survivors
     protecting = {"a", "b"} if keep.tags is None else set(keep.tags)
     assert {found.step for found in committed if protecting & set(found.tags)} <= survivors
+    assert {found.step for found in committed if found.kind in keep.kinds} <= survivors
     with_loss = [found.metrics["loss"] for found in committed if not math.isnan(found.metrics.get("loss", math.nan))]
     if keep.best is not None and with_loss:
         best = min(with_loss) if keep.best.mode == "min" else max(with_loss)
@@ -186,6 +209,7 @@ def test_a_rule_added_never_removes_a_step(committed: list[CheckpointInfo], keep
         every_steps=keep.every_steps or other.every_steps,
         every_seconds=keep.every_seconds or other.every_seconds,
         best=keep.best or other.best,
+        kinds=tuple({*keep.kinds, *other.kinds}),
     )
     assert set(kept(committed, keep)) <= set(kept(committed, wider))
 
@@ -195,7 +219,7 @@ def test_saving_and_pruning_step_by_step_keeps_what_one_prune_would(
     committed: list[CheckpointInfo], keep: Keep
 ) -> None:
     """Except for the best: one that was not the best yet may be pruned before a worse end of the run shows it was."""
-    keep = Keep(last=keep.last, every_steps=keep.every_steps, tags=keep.tags)
+    keep = replace(keep, every_seconds=None, best=None)
     left: list[CheckpointInfo] = []
     for found in sorted(committed, key=lambda found: found.step):
         left.append(found)
@@ -215,6 +239,9 @@ def test_saving_and_pruning_step_by_step_keeps_what_one_prune_would(
         {"every_seconds": math.inf},
         {"best": "loss"},
         {"tags": "good"},
+        {"kinds": "final"},
+        {"kinds": ("final", "of another program")},
+        {"kinds": (["final"],)},
     ],
 )
 def test_keep_refuses(options: dict[str, object]) -> None:
@@ -231,5 +258,5 @@ def test_best_refuses(options: dict[str, object]) -> None:
 
 
 def test_keep_travels_as_json() -> None:
-    keep = Keep(last=None, every_steps=10, every_seconds=1.5, best=Best("loss", "max", 2), tags=("a",))
+    keep = Keep(last=None, every_steps=10, every_seconds=1.5, best=Best("loss", "max", 2), tags=("a",), kinds=("best",))
     assert msgspec.json.decode(msgspec.json.encode(keep), type=Keep) == keep

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncckpt.errors import InvalidOptionError
-from asyncckpt.policies import AtSteps, Every, When
+from asyncckpt.model import Kind
+from asyncckpt.policies import AtSteps, Best, Every, Moment, Validation, When, decide
 
 
 def saved_steps(policy: When, steps: range, step_s: float = 1.0) -> list[int]:
@@ -15,7 +16,7 @@ def saved_steps(policy: When, steps: range, step_s: float = 1.0) -> list[int]:
     last_s = now_s = 0.0
     for step in steps:
         now_s += step_s
-        if policy.due(step, now_s, last_step, last_s):
+        if policy.due(Moment(step, now_s, last_step, last_s)):
             saved.append(step)
             last_step, last_s = step, now_s
     return saved
@@ -34,14 +35,14 @@ def test_every_steps_stays_round_when_something_else_saved_in_between() -> None:
 
 
 def test_a_resumed_run_goes_on_in_the_same_rhythm() -> None:
-    assert Every(steps=500).due(501, 0.0, 500, 0.0) is False
-    assert Every(steps=500).due(1000, 0.0, 500, 0.0) is True
-    assert Every(steps=500).due(1001, 0.0, 500, 0.0) is True
+    assert Every(steps=500).due(Moment(501, 0.0, 500, 0.0)) is False
+    assert Every(steps=500).due(Moment(1000, 0.0, 500, 0.0)) is True
+    assert Every(steps=500).due(Moment(1001, 0.0, 500, 0.0)) is True
 
 
 def test_a_rewound_loop_keeps_saving() -> None:
-    assert Every(steps=500).due(3001, 0.0, 5000, 0.0) is True
-    assert Every(steps=500).due(3002, 0.0, 3001, 0.0) is False
+    assert Every(steps=500).due(Moment(3001, 0.0, 5000, 0.0)) is True
+    assert Every(steps=500).due(Moment(3002, 0.0, 3001, 0.0)) is False
 
 
 def test_every_seconds_counts_from_the_last_save() -> None:
@@ -59,7 +60,7 @@ def test_at_steps_saves_once_each_also_when_jumped_over() -> None:
 
 
 def test_at_steps_below_the_restored_step_are_past() -> None:
-    assert AtSteps(5).due(10, 0.0, 7, 0.0) is False
+    assert AtSteps(5).due(Moment(10, 0.0, 7, 0.0)) is False
 
 
 def test_or_joins_flat_and_compares_by_value() -> None:
@@ -76,10 +77,72 @@ def test_or_with_something_else_is_a_type_error() -> None:
 
 def test_a_policy_of_ones_own() -> None:
     class OnPrimes(When):
-        def due(self, step: int, now_s: float, last_step: int | None, last_s: float) -> bool:
-            return step in (2, 3, 5)
+        def due(self, moment: Moment) -> bool:
+            return moment.step in (2, 3, 5)
 
     assert saved_steps(OnPrimes() | Every(steps=4), range(10)) == [2, 3, 4, 5, 8]
+
+
+def validated(policy: When, metrics: dict[str, float], *saved: dict[str, float]) -> Kind | None:
+    """What *policy* makes of a validation, beside checkpoints with the metrics *saved*."""
+    return decide(policy, Moment(5, 0.0, validation=metrics, saved=saved))
+
+
+def test_only_validation_policies_answer_a_validation() -> None:
+    class Always(When):
+        def due(self, moment: Moment) -> bool:
+            return True
+
+    assert validated(Always() | Every(steps=1, seconds=1e-9) | AtSteps(5), {"loss": 1.0}) is None
+    assert validated(Every(steps=500) | Validation(), {}) == "validation"
+    assert decide(Validation(), Moment(5, 0.0)) is None
+    assert decide(Validation(), Moment(5, 0.0, saved=({"loss": 1.0},))) is None
+
+
+def test_validation_that_is_among_the_best_is_saved_as_best() -> None:
+    lowest, highest_two = Validation(Best("loss")), Validation(Best("loss", "max", n=2))
+    assert validated(lowest, {"loss": 1.0}) == "best"
+    assert validated(lowest, {"loss": 1.0}, {"loss": 1.5}, {"other": 0.0}, {}) == "best"
+    assert validated(lowest, {"loss": 1.0}, {"loss": 0.5}, {"loss": 1.5}) is None
+    assert validated(highest_two, {"loss": 1.0}, {"loss": 1.5}, {"loss": 0.5}) == "best"
+    assert validated(highest_two, {"loss": 1.0}, {"loss": 1.5}, {"loss": 1.2}) is None
+    assert validated(lowest, {"other": 1.0}) is None
+
+
+def test_nan_is_never_best_and_never_in_the_way() -> None:
+    nan, inf = float("nan"), float("inf")
+    assert validated(Validation(Best("loss")), {"loss": nan}) is None
+    assert validated(Validation(Best("loss")), {"loss": 9.0}, {"loss": nan}) == "best"
+    assert validated(Validation(Best("loss", "max")), {"loss": -9.0}, {"loss": nan}) == "best"
+    assert validated(Validation(Best("loss")), {"loss": 9.0}, {"loss": inf}) == "best"
+    assert validated(Validation(Best("loss")), {"loss": 9.0}, {"loss": -inf}) is None
+
+
+def test_an_equal_value_came_first() -> None:
+    assert validated(Validation(Best("loss")), {"loss": 1.0}, {"loss": 1.0}) is None
+    assert validated(Validation(Best("loss", n=2)), {"loss": 1.0}, {"loss": 1.0}) == "best"
+
+
+def test_best_goes_before_validation_and_that_before_regular() -> None:
+    both = Validation() | Validation(Best("loss"))
+    assert validated(both, {"loss": 1.0}, {"loss": 2.0}) == "best"
+    assert validated(both, {"loss": 3.0}, {"loss": 2.0}) == "validation"
+
+
+def test_a_policy_of_ones_own_may_name_the_kind() -> None:
+    class AtTheEnd(When):
+        kind: Kind = "final"  # type: ignore[assignment]
+
+        def due(self, moment: Moment) -> bool:
+            return moment.step == 10
+
+    assert decide(AtTheEnd() | Every(steps=4), Moment(10, 0.0, 8)) == "final"
+    assert decide(AtTheEnd() | Every(steps=5), Moment(10, 0.0, 8)) == "regular"
+
+
+def test_validation_refuses() -> None:
+    with pytest.raises(InvalidOptionError):
+        Validation("loss")  # type: ignore[arg-type]
 
 
 def test_a_policy_needs_due() -> None:
@@ -126,6 +189,6 @@ def test_no_multiple_is_ever_missed(interval: int, strides: list[int]) -> None:
     for stride in strides:
         before, step = step, step + stride
         crossed = any(number % interval == 0 for number in range(before + 1, step + 1))
-        assert policy.due(step, 0.0, last, 0.0) == crossed
+        assert policy.due(Moment(step, 0.0, last, 0.0)) == crossed
         if crossed:
             last = step
