@@ -47,11 +47,13 @@ if TYPE_CHECKING:  # what type checkers and editors see; `_HOMES` is what runs, 
         WriterDiedError,
         WriterError,
     )
+    from asyncckpt.events import Event
     from asyncckpt.future import SaveFuture
     from asyncckpt.interop import open_zarr
     from asyncckpt.model import (
         CheckpointInfo,
         Damage,
+        Durations,
         Health,
         IntervalReport,
         Mismatch,
@@ -63,6 +65,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; `_HOMES` is what runs, 
     from asyncckpt.options import Staging, Writer
     from asyncckpt.policies import Adaptive, AtSteps, Best, Every, Keep, Moment, Validation, When
     from asyncckpt.state import RNG, register_type
+    from asyncckpt.telemetry import JsonLines
 
 __version__ = "0.1.0"
 
@@ -93,11 +96,13 @@ _HOMES = {
         "WriterDiedError",
         "WriterError",
     ),
+    "asyncckpt.events": ("Event",),
     "asyncckpt.future": ("SaveFuture",),
     "asyncckpt.interop": ("open_zarr",),
     "asyncckpt.model": (
         "CheckpointInfo",
         "Damage",
+        "Durations",
         "Health",
         "IntervalReport",
         "Mismatch",
@@ -109,6 +114,7 @@ _HOMES = {
     "asyncckpt.options": ("Staging", "Writer"),
     "asyncckpt.policies": ("Adaptive", "AtSteps", "Best", "Every", "Keep", "Moment", "Validation", "When"),
     "asyncckpt.state": ("RNG", "register_type"),
+    "asyncckpt.telemetry": ("JsonLines",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -126,11 +132,14 @@ __all__ = [
     "CorruptCheckpointError",
     "CorruptError",
     "Damage",
+    "Durations",
+    "Event",
     "Every",
     "ForeignRootError",
     "Health",
     "IntervalReport",
     "InvalidOptionError",
+    "JsonLines",
     "Keep",
     "Mismatch",
     "Moment",

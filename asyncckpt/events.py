@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-__all__ = ["Event", "EventCallback", "EventDispatcher"]
+from asyncckpt.errors import InvalidOptionError
+from asyncckpt.logs import get_logger
 
-_LOGGER = logging.getLogger("asyncckpt")
+__all__ = ["CATALOGUE", "Event", "EventCallback", "EventDispatcher", "EventKind", "event_callbacks"]
+
+_logger = get_logger("asyncckpt")
 _NO_FIELDS: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened.
+    """Something that happened. `CATALOGUE` lists all there are.
 
     Attributes:
         name: what, such as ``"save.durable"``.
@@ -35,6 +37,101 @@ class Event:
 EventCallback = Callable[[Event], object]
 
 
+@dataclass(frozen=True, slots=True)
+class EventKind:
+    """One entry of the catalogue: when the event is told, and its fields with what they mean."""
+
+    when: str
+    fields: Mapping[str, str]
+
+
+_NONCE = {"nonce": "unique name of this save; `CheckpointInfo.nonce` once it is committed"}
+_GIVEN_UP = {**_NONCE, "elapsed_s": "seconds since `save()` was called"}
+_ERROR = {"error": "the error's stable code, or its type if it is not one of ours", "message": "its message"}
+
+CATALOGUE: Mapping[str, EventKind] = MappingProxyType(
+    {
+        "checkpointer.opened": EventKind(
+            "A `Checkpointer` was made.",
+            {
+                "root": "directory or URL of the run",
+                "run": "identity of this checkpointer, recorded in its checkpoints",
+                "writer_pid": "process that writes",
+                "num_committed": "checkpoints found in the root",
+            },
+        ),
+        "checkpointer.closed": EventKind("It was closed; no event follows.", {}),
+        "save.started": EventKind(
+            "`save()` has returned; the event's time is when it was called. First event of every save.",
+            {**_NONCE, "kind": "the label given to `save()`", "blocked_s": "seconds `save()` kept the caller"},
+        ),
+        "save.staged": EventKind(
+            "The snapshot is complete and the writer has it: training may change anything.",
+            {
+                **_NONCE,
+                "raw_bytes": "bytes of all tensors",
+                "stage_s": "seconds from `save()` until now",
+                "blocked_s": "seconds `save()` kept the caller",
+            },
+        ),
+        "save.durable": EventKind(
+            "The checkpoint is committed and would survive a power cut. Last event of the save.",
+            {
+                **_NONCE,
+                "kind": "the label given to `save()`",
+                "path": "directory or URL of the step",
+                "raw_bytes": "bytes of all tensors",
+                "stored_bytes": "bytes of all files of the step",
+                "linked_bytes": "those of `stored_bytes` that are shared with the previous step",
+                "blocked_s": "seconds `save()` kept the caller",
+                "stage_s": "seconds from `save()` until the snapshot was staged",
+                "encode_s": "thread-seconds spent compressing and hashing",
+                "write_s": "thread-seconds spent in write calls",
+                "commit_s": "seconds of flush, header, rename and directory fsyncs",
+                "durable_s": "seconds from `save()` until the checkpoint was durable",
+            },
+        ),
+        "save.failed": EventKind(
+            "The save failed and nothing was committed. Last event of the save.", {**_GIVEN_UP, **_ERROR}
+        ),
+        "save.skipped": EventKind('Every staging slot was taken (`when_busy="skip"`). Last event.', _GIVEN_UP),
+        "save.superseded": EventKind("A newer save took its place. Last event of the save.", _GIVEN_UP),
+        "save.cancelled": EventKind("`SaveFuture.cancel` came in time. Last event of the save.", _GIVEN_UP),
+        "checkpoint.pruned": EventKind("Retention removed it.", {"reason": "which rule of `keep=` did not keep it"}),
+        "checkpoint.deleted": EventKind("`Checkpointer.delete` removed it.", {}),
+        "restore.done": EventKind(
+            "A checkpoint was loaded into the live state.",
+            {
+                "restore_s": "seconds `restore()` took, without waiting for pending saves",
+                "raw_bytes": "bytes of all tensors of the checkpoint",
+                "fell_back_from": "newer steps that are damaged and were skipped, newest first",
+            },
+        ),
+        "restore.failed": EventKind("`restore()` raised; the live state is as it was.", _ERROR),
+        "writer.restarted": EventKind(
+            "A writer that died or hung was replaced, and was sent all pending saves again.",
+            {"reason": "how the one before it ended", "writer_pid": "the new process"},
+        ),
+        "writer.failed": EventKind("The writer is gone for good; every pending save fails.", _ERROR),
+    }
+)
+"""Every event by name. New ones may be added and get new fields; names and fields are never reused."""
+
+
+def event_callbacks(on_event: EventCallback | Sequence[EventCallback] | None) -> tuple[EventCallback, ...]:
+    """``on_event=`` as a tuple.
+
+    Raises:
+        InvalidOptionError: it is, or contains, something that cannot be called.
+    """
+    if on_event is None:
+        return ()
+    callbacks = (on_event,) if callable(on_event) else tuple(on_event) if isinstance(on_event, Sequence) else (None,)
+    if not all(map(callable, callbacks)):
+        raise InvalidOptionError(f"on_event is a function of an Event, or a list of them, not {on_event!r}")
+    return callbacks
+
+
 class EventDispatcher:
     """Calls the callbacks, in order, in the thread where the event happens.
 
@@ -46,10 +143,12 @@ class EventDispatcher:
         self._callbacks = callbacks
 
     def emit(self, name: str, step: int | None = None, /, **fields: Any) -> None:
-        """Tell every callback; costs next to nothing when there is none."""
-        if not self._callbacks:
-            return
-        event = Event(name, step, fields=MappingProxyType(fields))
+        """Tell every callback that this happened just now; costs next to nothing when there is none."""
+        if self._callbacks:
+            self.tell(Event(name, step, fields=MappingProxyType(fields)))
+
+    def tell(self, event: Event) -> None:
+        """Tell every callback."""
         for callback in self._callbacks:
             try:
                 callback(event)
@@ -57,7 +156,7 @@ class EventDispatcher:
                 raise
             except BaseException:
                 # SystemExit or a CancelledError must not end the thread that serves the writer.
-                _LOGGER.exception("an on_event callback failed on %r", event)
+                _logger.exception("an on_event callback failed on %r", event)
 
     def __repr__(self) -> str:
         return f"<EventDispatcher of {len(self._callbacks)} callbacks>"

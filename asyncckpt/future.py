@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Generator
@@ -23,11 +22,12 @@ from types import TracebackType
 from typing import Any, Literal, NoReturn
 
 from asyncckpt.errors import SaveCancelledError, SaveSkippedError, SaveSupersededError
+from asyncckpt.logs import get_logger
 from asyncckpt.model import CheckpointInfo, Outcome, SaveStats
 
 __all__ = ["SaveFuture", "SavePromise"]
 
-_LOGGER = logging.getLogger("asyncckpt")
+_logger = get_logger("asyncckpt")
 _NO_STATS = SaveStats()
 
 DoneCallback = Callable[["SaveFuture"], object]
@@ -255,7 +255,7 @@ class SaveFuture:
             raise
         except BaseException:
             # SystemExit or a CancelledError must not end the thread that settles all other saves.
-            _LOGGER.exception("a done callback of %r failed", self)
+            _logger.exception("a done callback of %r failed", self)
 
 
 class SavePromise:
@@ -287,13 +287,23 @@ class SavePromise:
             future._claimed = True
             return True
 
-    def set_staged(self) -> None:
-        """The snapshot is complete: training may free or mutate everything; ignored once settled."""
+    def set_staged(self, **stats: float) -> bool:
+        """The snapshot is complete: training may free or mutate everything; ignored once settled.
+
+        Args:
+            stats: fields of `SaveStats` to replace along with it.
+
+        Returns:
+            Whether this call was the one to say so.
+        """
         future = self.future
         with future._changed:
-            if not future.done():
-                future._staged = True
-                future._changed.notify_all()
+            if future.done() or future._staged:
+                return False
+            future._stats = replace(future._stats, **stats)  # type: ignore[arg-type]
+            future._staged = True
+            future._changed.notify_all()
+            return True
 
     def set_progress(self, fraction: float) -> None:
         """So much of the raw bytes is written (0.0 to 1.0); ignored once settled."""
@@ -315,7 +325,7 @@ class SavePromise:
     def set_exception(self, error: BaseException) -> bool:
         """The save failed; *error* reaches every caller as it is, and the log in case nobody asks."""
         if not self.future.done():
-            _LOGGER.error("step %d was not saved: %s", self.future.step, error)
+            _logger.error("step %d was not saved: %s", self.future.step, error)
         return self.future._settle("failed", error=error)
 
     def set_outcome(self, outcome: Literal["skipped", "superseded"], message: str) -> bool:

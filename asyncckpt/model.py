@@ -12,6 +12,7 @@ __all__ = [
     "KINDS",
     "CheckpointInfo",
     "Damage",
+    "Durations",
     "Health",
     "IntervalReport",
     "Kind",
@@ -233,11 +234,63 @@ class IntervalReport:
 
 
 @dataclass(frozen=True, slots=True)
+class Durations:
+    """How long something took, over all times it happened; in seconds.
+
+    Attributes:
+        count: how often it happened.
+        total_s: sum.
+        min_s: shortest, 0.0 when it never happened.
+        max_s: longest.
+        last_s: the latest.
+    """
+
+    count: int = 0
+    total_s: float = 0.0
+    min_s: float = 0.0
+    max_s: float = 0.0
+    last_s: float = 0.0
+
+    @property
+    def mean_s(self) -> float:
+        """Average; 0.0 when it never happened."""
+        return self.total_s / self.count if self.count else 0.0
+
+    def including(self, seconds: float) -> Durations:
+        """These and one more of *seconds*."""
+        return Durations(
+            count=self.count + 1,
+            total_s=self.total_s + seconds,
+            min_s=min(self.min_s, seconds) if self.count else seconds,
+            max_s=max(self.max_s, seconds),
+            last_s=seconds,
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Statistics:
     """Totals over the life of one checkpointer; see `SaveStats` for units.
 
     Attributes:
-        last: of the last save that became durable.
+        num_saves: calls of ``save()`` that returned; every one ends in one of the five outcomes below.
+        num_durable: saves that were committed.
+        num_failed: saves that failed.
+        num_skipped: saves given up because every staging slot was taken.
+        num_superseded: saves whose place a newer one took.
+        num_cancelled: saves that were cancelled in time.
+        num_pruned: checkpoints that retention removed.
+        num_restores: successful ``restore()`` calls that found a checkpoint.
+        num_fallbacks: damaged checkpoints that they skipped for an older one.
+        num_writer_restarts: how often a dead or hanging writer was replaced.
+        raw_bytes: bytes of the tensors of all durable saves.
+        stored_bytes: bytes of the files of all durable saves.
+        linked_bytes: those of ``stored_bytes`` that were shared with the previous step.
+        blocked: how long ``save()`` kept the caller: the time that training lost.
+        stage: from ``save()`` until staged, of durable saves.
+        durable: from ``save()`` until durable, of durable saves.
+        restore: how long ``restore()`` took.
+        last: what the last durable save cost.
+        last_step: the step it saved.
         policy: what ``when=`` decides and why, if it is adaptive.
     """
 
@@ -247,8 +300,22 @@ class Statistics:
     num_skipped: int = 0
     num_superseded: int = 0
     num_cancelled: int = 0
-    blocked_s: float = 0.0
+    num_pruned: int = 0
+    num_restores: int = 0
+    num_fallbacks: int = 0
+    num_writer_restarts: int = 0
     raw_bytes: int = 0
     stored_bytes: int = 0
+    linked_bytes: int = 0
+    blocked: Durations = Durations()
+    stage: Durations = Durations()
+    durable: Durations = Durations()
+    restore: Durations = Durations()
     last: SaveStats | None = None
+    last_step: int | None = None
     policy: IntervalReport | None = None
+
+    @property
+    def blocked_s(self) -> float:
+        """How long all calls of ``save()`` together kept training waiting."""
+        return self.blocked.total_s

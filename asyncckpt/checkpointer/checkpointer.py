@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import logging
 import os
 import time
 import uuid
@@ -21,13 +20,15 @@ from asyncckpt.checkpointer.closing import close_at_exit, quiet_if
 from asyncckpt.checkpointer.deciding import SaveDecider
 from asyncckpt.checkpointer.describing import checked_kind, checked_metrics, checked_step, versions
 from asyncckpt.checkpointer.failures import UnseenFailures
+from asyncckpt.checkpointer.narrator import Narrator, error_fields
 from asyncckpt.checkpointer.reading import Catalogue, Which
 from asyncckpt.checkpointer.restoring import restore_in_place
 from asyncckpt.checkpointer.saves import SaveCoordinator
 from asyncckpt.checkpointer.starting import runs_as_process, start_writer
+from asyncckpt.checkpointer.tally import Tally
 from asyncckpt.checkpointer.ticket import SaveFacts
 from asyncckpt.errors import ClosedError, InvalidOptionError, StepExistsError
-from asyncckpt.events import EventCallback, EventDispatcher
+from asyncckpt.events import EventCallback, EventDispatcher, event_callbacks
 from asyncckpt.format.codecs import resolve_codecs
 from asyncckpt.format.dtypes import DATA_TYPES
 from asyncckpt.format.paths import step_name
@@ -39,11 +40,11 @@ from asyncckpt.policies.when import When
 from asyncckpt.repository.catalog import Catalog
 from asyncckpt.repository.lock import RunLock
 from asyncckpt.repository.root import clean_partials, prepare_root
+from asyncckpt.telemetry.log_lines import log_event
+from asyncckpt.writer.client import GaveUp, Replaced, WriterNews
 from asyncckpt.writer.messages import Pruned
 
 __all__ = ["Checkpointer"]
-
-_logger = logging.getLogger("asyncckpt")
 
 
 class Checkpointer:
@@ -62,7 +63,7 @@ class Checkpointer:
         staging: how snapshots are taken.
         writer: how they are written.
         metadata: plain values recorded in every checkpoint.
-        on_event: called with each `events.Event`.
+        on_event: called with each `Event`: one function or several; see ``docs/telemetry.md``.
 
     Raises:
         InvalidOptionError: an option is out of range.
@@ -82,7 +83,7 @@ class Checkpointer:
         staging: Staging | None = None,
         writer: Writer | None = None,
         metadata: Mapping[str, Any] | None = None,
-        on_event: EventCallback | None = None,
+        on_event: EventCallback | Sequence[EventCallback] | None = None,
     ) -> None:
         resolve_codecs(compression, DATA_TYPES["float32"])
         self._state = state
@@ -90,7 +91,9 @@ class Checkpointer:
         self._keep = keep or Keep()
         self._writer_options = writer or Writer()
         self._metadata = dict(metadata or {})
-        self._events = EventDispatcher(*([on_event] if on_event else []))
+        self._events = EventDispatcher(log_event, *event_callbacks(on_event))
+        self._narrator = Narrator(self._events)
+        self._tally = Tally()
         self._run = uuid.uuid4().hex
         self._is_closed = False
         self._failures = UnseenFailures(self._writer_options.on_error)
@@ -108,15 +111,28 @@ class Checkpointer:
                 self._writer_options,
                 compression,
                 self._keep,
-                self._note_pruned,
+                self._note_news,
                 as_process=as_process,
             )
-            self._saves = SaveCoordinator(client, staging or Staging(), shared=as_process, on_end=self._note_end)
+            self._saves = SaveCoordinator(
+                client,
+                staging or Staging(),
+                shared=as_process,
+                on_staged=self._narrator.note_staged,
+                on_end=self._note_end,
+            )
         except BaseException:
             self._lock.release()
             raise
         self._catalogue = Catalogue(self._store, self._keep.best)
         self._at_exit = close_at_exit(self)
+        self._events.emit(
+            "checkpointer.opened",
+            root=self._store.location(""),
+            run=self._run,
+            writer_pid=client.pid,
+            num_committed=len(self._steps),
+        )
 
     # -- saving --------------------------------------------------------------------------------
 
@@ -178,14 +194,19 @@ class Checkpointer:
             started=started,
         )
         self._steps.add(step)
+        promise = SavePromise(step)
+        story = self._narrator.begin(facts, promise)
         try:
-            future = self._saves.save(facts, state)
+            self._saves.save(facts, state, promise)
         except BaseException:
             self._steps.discard(step)
+            self._narrator.forget(story)
             raise
+        future = promise.future
         self._decider.note_begun(future, facts.metrics)
         future.add_done_callback(self._forget_cancelled)
-        self._events.emit("save.started", step, blocked_s=future.stats.blocked_s)
+        self._tally.note_save(future.stats)
+        self._narrator.announce(story)
         return future
 
     def step(self, step: int, *, metrics: Mapping[str, float] | None = None) -> SaveFuture | None:
@@ -294,11 +315,13 @@ class Checkpointer:
             )
         for promise in self._saves.pending:
             promise.wait_done()
-        found = restore_in_place(self._store, self._catalogue, which, target, only, strict)
+        started = time.perf_counter()
+        with self._narrator.restoring():
+            found = restore_in_place(self._store, self._catalogue, which, target, only, strict)
         if found is not None:
             self._steps.difference_update(found.fell_back_from)
             self._decider.note_restored(found.step)
-            self._events.emit("restore.done", found.step, fell_back_from=list(found.fell_back_from))
+            self._note_restored(found, time.perf_counter() - started)
         return found
 
     def load(self, which: Which = "latest", *, only: str | Sequence[str] | None = None) -> dict[str, Any]:
@@ -342,10 +365,11 @@ class Checkpointer:
         committed.delete()
         self._steps.discard(committed.step)
         self._decider.note_removed(committed.step)
+        self._events.emit("checkpoint.deleted", committed.step)
 
     def statistics(self) -> Statistics:
         """Totals since this checkpointer was made."""
-        return replace(self._saves.statistics, policy=self._decider.explain())
+        return replace(self._tally.statistics, policy=self._decider.explain())
 
     def health(self) -> Health:
         """What the checkpointer is doing now."""
@@ -374,6 +398,7 @@ class Checkpointer:
         self._is_closed = True
         atexit.unregister(self._at_exit)
         self._lock.release()
+        self._events.emit("checkpointer.closed")
         self._failures.report()
 
     async def aclose(self) -> None:
@@ -412,26 +437,38 @@ class Checkpointer:
     def _saved_metrics(self) -> dict[int, Mapping[str, float]]:
         return {info.step: info.metrics for info in self._catalogue.checkpoints()}
 
-    def _note_end(self, promise: SavePromise, outcome: Outcome) -> None:
+    def _note_end(self, promise: SavePromise, outcome: Outcome, error: BaseException | None) -> None:
         future = promise.future
         if outcome != "durable":
             self._steps.discard(future.step)
         if outcome == "failed":
             self._failures.add(promise)
-        stats = future.stats
+        self._tally.note_end(future.step, outcome, future.stats)
+        self._narrator.note_end(promise, outcome, error)
+
+    def _note_restored(self, found: CheckpointInfo, restore_s: float) -> None:
+        self._tally.note_restore(found, restore_s)
         self._events.emit(
-            f"save.{outcome}",
-            future.step,
-            durable_s=stats.durable_s,
-            raw_bytes=stats.raw_bytes,
-            stored_bytes=stats.stored_bytes,
+            "restore.done",
+            found.step,
+            restore_s=restore_s,
+            raw_bytes=found.raw_bytes,
+            fell_back_from=list(found.fell_back_from),
         )
 
-    def _note_pruned(self, pruned: Pruned) -> None:
-        self._steps.difference_update(pruned.steps)
-        self._decider.note_removed(*pruned.steps)
-        for step, reason in zip(pruned.steps, pruned.reasons, strict=True):
-            self._events.emit("checkpoint.pruned", step, reason=reason)
+    def _note_news(self, news: WriterNews) -> None:
+        match news:
+            case Pruned(steps=steps, reasons=reasons):
+                self._steps.difference_update(steps)
+                self._decider.note_removed(*steps)
+                self._tally.note_pruned(len(steps))
+                for step, reason in zip(steps, reasons, strict=True):
+                    self._events.emit("checkpoint.pruned", step, reason=reason)
+            case Replaced(reason=reason, pid=pid):
+                self._tally.note_writer_restart()
+                self._events.emit("writer.restarted", reason=reason, writer_pid=pid)
+            case GaveUp(error=error):
+                self._events.emit("writer.failed", **error_fields(error))
 
     def __repr__(self) -> str:
         state = "closed" if self._is_closed else f"{len(self._saves.pending)} pending"

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import logging
 import os
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from asyncckpt.errors import CheckpointError
+from asyncckpt.logs import get_logger
 
 __all__ = ["Closeable", "close_at_exit", "quiet_if"]
 
-_logger = logging.getLogger("asyncckpt")
+_logger = get_logger("asyncckpt")
 
 
 class Closeable(Protocol):

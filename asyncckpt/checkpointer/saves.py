@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import logging
 import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -18,8 +17,9 @@ from asyncckpt.checkpointer.ticket import SaveFacts, SaveTicket
 from asyncckpt.errors import CheckpointError, UsageError, WriterError
 from asyncckpt.format.header import FORMAT
 from asyncckpt.format.tree import encode_value
-from asyncckpt.future import SaveFuture, SavePromise
-from asyncckpt.model import Health, Outcome, Statistics
+from asyncckpt.future import SavePromise
+from asyncckpt.logs import get_logger
+from asyncckpt.model import Health, Outcome
 from asyncckpt.options import Staging
 from asyncckpt.staging.plan import SegmentPlan, StagingPlan
 from asyncckpt.staging.slots import Slot, SlotPool
@@ -30,15 +30,7 @@ from asyncckpt.writer.messages import More, Save
 
 __all__ = ["SaveCoordinator"]
 
-_logger = logging.getLogger("asyncckpt")
-
-_COUNTERS: dict[Outcome, str] = {
-    "durable": "num_durable",
-    "failed": "num_failed",
-    "skipped": "num_skipped",
-    "superseded": "num_superseded",
-    "cancelled": "num_cancelled",
-}
+_logger = get_logger("asyncckpt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +51,22 @@ class SaveCoordinator:
         client: the writer.
         options: staging options.
         shared: whether staging memory must be visible to another process.
-        on_end: hears of each save just before its future resolves.
+        on_staged: hears of each save whose snapshot is complete.
+        on_end: hears of each save just before its future resolves, and of the error if it failed.
     """
 
     def __init__(
-        self, client: WriterClient, options: Staging, *, shared: bool, on_end: Callable[[SavePromise, Outcome], None]
+        self,
+        client: WriterClient,
+        options: Staging,
+        *,
+        shared: bool,
+        on_staged: Callable[[SavePromise], None],
+        on_end: Callable[[SavePromise, Outcome, BaseException | None], None],
     ) -> None:
         self._client = client
         self._options = options
+        self._on_staged = on_staged
         self._on_end = on_end
         self._pool = SlotPool(options.slots)
         self._stager = Stager(options, shared=shared, attach=client.attach, detach=client.detach)
@@ -76,7 +76,6 @@ class SaveCoordinator:
         self._pending: dict[int, SaveTicket] = {}
         self._segment_written = threading.Condition()
         self._num_segments_written: dict[int, int] = {}
-        self._statistics = Statistics()
         self._is_prepared = False
         self._hand_overs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run_hand_overs, name="asyncckpt-stager", daemon=True)
@@ -88,29 +87,20 @@ class SaveCoordinator:
         """A new ``save_id``."""
         return next(self._ids)
 
-    def save(self, facts: SaveFacts, state: Mapping[str, Any]) -> SaveFuture:
-        """Snapshot *state* and start writing it.
+    def save(self, facts: SaveFacts, state: Mapping[str, Any], promise: SavePromise) -> None:
+        """Snapshot *state* and start writing it; *promise* hears how it ends.
 
         Raises:
             UsageError: the state or an option cannot be honoured. Any other failure is on the future.
         """
-        promise = SavePromise(facts.step)
         with self._save_lock:
             slot = self._pool.acquire(self._options.when_busy, self._supersede_newest)
             if slot is None:
-                self._count(promise, "skipped")
+                self._finish(promise, "skipped")
                 promise.set_outcome("skipped", f"step {facts.step} was skipped: every staging slot is being written")
             else:
                 self._begin(facts, state, promise, slot)
-        blocked_s = time.perf_counter() - facts.started
-        promise.update_stats(blocked_s=blocked_s)
-        with self._lock:
-            self._statistics = replace(
-                self._statistics,
-                num_saves=self._statistics.num_saves + 1,
-                blocked_s=self._statistics.blocked_s + blocked_s,
-            )
-        return promise.future
+        promise.update_stats(blocked_s=time.perf_counter() - facts.started)
 
     def _begin(self, facts: SaveFacts, state: Mapping[str, Any], promise: SavePromise, slot: Slot) -> None:
         try:
@@ -121,7 +111,7 @@ class SaveCoordinator:
             raise
         except CheckpointError as error:
             self._pool.release(slot)
-            self._count(promise, "failed")
+            self._finish(promise, "failed", error)
             promise.set_exception(error)
             return
         ticket = SaveTicket(
@@ -139,8 +129,8 @@ class SaveCoordinator:
             self._stage(ticket, snapshot)
         except CheckpointError as error:
             ticket.on_failed(error)
-        except BaseException:
-            self._end(ticket, "failed")
+        except BaseException as error:
+            self._end(ticket, "failed", error)
             raise
 
     def _capture(self, state: Mapping[str, Any]) -> _Snapshot:
@@ -221,8 +211,8 @@ class SaveCoordinator:
         )
 
     def _note_staged(self, ticket: SaveTicket) -> None:
-        ticket.promise.update_stats(stage_s=time.perf_counter() - ticket.facts.started)
-        ticket.promise.set_staged()
+        if ticket.note_staged():
+            self._on_staged(ticket.promise)
 
     def _note_segment_written(self, save_id: int) -> None:
         with self._segment_written:
@@ -250,29 +240,17 @@ class SaveCoordinator:
 
     # -- the end of a save -----------------------------------------------------------------------
 
-    def _end(self, ticket: SaveTicket, outcome: Outcome) -> None:
+    def _end(self, ticket: SaveTicket, outcome: Outcome, error: BaseException | None = None) -> None:
         with self._lock:
             if self._pending.pop(ticket.facts.save_id, None) is None:
                 return
         self._pool.release(ticket.slot)
-        self._count(ticket.promise, outcome)
+        self._finish(ticket.promise, outcome, error)
 
-    def _count(self, promise: SavePromise, outcome: Outcome) -> None:
-        stats = promise.future.stats
-        with self._lock:
-            before = self._statistics
-            counter = _COUNTERS[outcome]
-            changes: dict[str, Any] = {counter: getattr(before, counter) + 1}
-            if outcome == "durable":
-                changes |= {
-                    "raw_bytes": before.raw_bytes + stats.raw_bytes,
-                    "stored_bytes": before.stored_bytes + stats.stored_bytes,
-                    "last": stats,
-                }
-            self._statistics = replace(before, **changes)
+    def _finish(self, promise: SavePromise, outcome: Outcome, error: BaseException | None = None) -> None:
         with self._segment_written:
             self._segment_written.notify_all()
-        self._on_end(promise, outcome)
+        self._on_end(promise, outcome, error)
 
     # -- everything else -------------------------------------------------------------------------
 
@@ -281,11 +259,6 @@ class SaveCoordinator:
         """All saves that have not ended, oldest first."""
         with self._lock:
             return [ticket.promise for ticket in self._pending.values()]
-
-    @property
-    def statistics(self) -> Statistics:
-        """Totals so far."""
-        return self._statistics
 
     def health(self) -> Health:
         """What is going on now."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import warnings
 from collections.abc import Callable
@@ -13,9 +12,10 @@ from asyncckpt.options import Compression, Writer
 from asyncckpt.policies.keep import Keep
 from asyncckpt.processes import available_cpus
 from asyncckpt.repository.lock import RunLock
-from asyncckpt.writer.client import WriterClient
+from asyncckpt.writer.client import WriterClient, WriterNews
 from asyncckpt.writer.link import Link, ProcessLink, ThreadLink, can_start_process
-from asyncckpt.writer.messages import Configure, Pruned
+from asyncckpt.writer.logs import wanted_level
+from asyncckpt.writer.messages import Configure
 
 __all__ = ["runs_as_process", "start_writer"]
 
@@ -39,7 +39,7 @@ def start_writer(
     options: Writer,
     compression: Compression,
     keep: Keep,
-    on_pruned: Callable[[Pruned], None],
+    on_news: Callable[[WriterNews], None],
     *,
     as_process: bool,
 ) -> WriterClient:
@@ -57,11 +57,11 @@ def start_writer(
         trainer_pid=os.getpid(),
         compression=compression,
         threads=options.threads or _default_threads(),
-        log_level=logging.getLogger("asyncckpt").getEffectiveLevel(),
+        log_level=wanted_level(),
         keep=msgspec.Raw(msgspec.json.encode(keep)),
         incremental=options.incremental,
     )
-    return WriterClient(configure, start, options.restarts, options.stall_timeout_s, on_pruned)
+    return WriterClient(configure, start, options.restarts, options.stall_timeout_s, on_news)
 
 
 def _default_threads() -> int:

@@ -68,7 +68,7 @@ class SaveTicket:
         format_version: on-disk format the writer uses.
         on_segment_written: a segment of a streamed snapshot was written.
         on_end: called before the future resolves, so that whoever waits for it finds the slot free and
-            the statistics complete.
+            the statistics complete; gets the error of a failed one.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class SaveTicket:
         raw_bytes: int,
         format_version: int,
         on_segment_written: Callable[[], None],
-        on_end: Callable[[SaveTicket, Outcome], None],
+        on_end: Callable[[SaveTicket, Outcome, BaseException | None], None],
     ) -> None:
         self.facts = facts
         self.promise = promise
@@ -89,6 +89,11 @@ class SaveTicket:
         self._on_segment_written = on_segment_written
         self._on_end = on_end
 
+    def note_staged(self) -> bool:
+        """The snapshot is complete and with the writer; whether that is news."""
+        stage_s = time.perf_counter() - self.facts.started
+        return self.promise.set_staged(stage_s=stage_s, raw_bytes=self._raw_bytes)
+
     def on_progress(self, done_bytes: int) -> None:
         self.promise.set_progress(done_bytes / self._raw_bytes if self._raw_bytes else 1.0)
 
@@ -96,6 +101,7 @@ class SaveTicket:
         self._on_segment_written()
 
     def on_durable(self, stats: WriteStats) -> None:
+        self.note_staged()  # the thread that handed it over may not have come to say so
         self.promise.update_stats(
             encode_s=stats.encode_s,
             write_s=stats.write_s,
@@ -105,13 +111,13 @@ class SaveTicket:
             stored_bytes=stats.stored_bytes,
             linked_bytes=stats.linked_bytes,
         )
-        self._on_end(self, "durable")
+        self._on_end(self, "durable", None)
         self.promise.set_result(self.facts.info(stats, self._format_version))
 
     def on_failed(self, error: CheckpointError) -> None:
-        self._on_end(self, "failed")
+        self._on_end(self, "failed", error)
         self.promise.set_exception(error)
 
     def on_dropped(self) -> None:
-        self._on_end(self, "superseded")
+        self._on_end(self, "superseded", None)
         self.promise.set_outcome("superseded", f"step {self.facts.step} was superseded by a newer save")

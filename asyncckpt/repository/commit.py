@@ -17,13 +17,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from asyncckpt.errors import ClosedError, StepExistsError, StorageError, WriterError
 from asyncckpt.format.paths import step_name
+from asyncckpt.logs import get_logger
 from asyncckpt.repository.names import HEADER, PARTIAL, partial_key
 from asyncckpt.stores.contract import Barrier, FileSink, Store
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["StepWriter", "sync_renames"]
 
-_logger = logging.getLogger("asyncckpt.repository")
+_logger = get_logger("asyncckpt.repository")
 _OCCUPIED = (errno.EEXIST, errno.ENOTEMPTY)
 # The file has too many names, the file system has no links or protects this file, or it was just deleted.
 _NOT_LINKABLE = (

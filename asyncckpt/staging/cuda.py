@@ -6,19 +6,19 @@ that records the order of calls.
 
 from __future__ import annotations
 
-import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from asyncckpt.logs import get_logger
 from asyncckpt.memory import Arena
 from asyncckpt.staging.cpu import arena_view
 
 __all__ = ["CudaCopier", "HostPinner"]
 
-_logger = logging.getLogger("asyncckpt.staging")
+_logger = get_logger("asyncckpt.staging")
 _HOST_REGISTER_PORTABLE = 1
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Sequence
 
 import torch
 
 from asyncckpt.errors import SnapshotMutatedError, StagingMemoryError
+from asyncckpt.logs import get_logger
 from asyncckpt.memory import Arena
 from asyncckpt.options import Staging
 from asyncckpt.processes import available_cpus
@@ -20,7 +20,7 @@ from asyncckpt.staging.slots import Slot
 
 __all__ = ["Stager"]
 
-_logger = logging.getLogger("asyncckpt.staging")
+_logger = get_logger("asyncckpt.staging")
 
 
 class Stager:

@@ -12,12 +12,14 @@ stopped writer does not read, so the reader takes it only once that writer's con
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import threading
 import time
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
 
 from asyncckpt.errors import (
     CheckpointError,
@@ -27,8 +29,10 @@ from asyncckpt.errors import (
     WriterError,
     error_from_fields,
 )
+from asyncckpt.logs import get_logger
 from asyncckpt.memory import Arena
 from asyncckpt.writer.link import Link
+from asyncckpt.writer.logs import hand_on, wanted_level
 from asyncckpt.writer.messages import (
     Alive,
     Attach,
@@ -38,6 +42,7 @@ from asyncckpt.writer.messages import (
     Drop,
     Durable,
     FromWriter,
+    LogLevel,
     LogRecord,
     More,
     Pruned,
@@ -49,9 +54,27 @@ from asyncckpt.writer.messages import (
 from asyncckpt.writer.outstanding import Outstanding, OutstandingSaves, SaveListener
 from asyncckpt.writer.watch import CHECK_INTERVAL_S, Symptom, WriterWatch
 
-__all__ = ["SaveListener", "WriterClient"]
+__all__ = ["GaveUp", "Replaced", "SaveListener", "WriterClient", "WriterNews"]
 
-_logger = logging.getLogger("asyncckpt.writer")
+_logger = get_logger("asyncckpt.writer")
+
+
+@dataclass(frozen=True, slots=True)
+class Replaced:
+    """A writer that did not work any more was replaced. ``reason`` says how it ended; ``pid`` is the new one's."""
+
+    reason: str
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class GaveUp:
+    """There will be no writer any more; all saves fail with ``error``."""
+
+    error: CheckpointError
+
+
+WriterNews = Pruned | Replaced | GaveUp
 
 
 class WriterClient:
@@ -62,7 +85,7 @@ class WriterClient:
         start_link: starts a writer.
         restarts: how often in a row a dead writer is replaced.
         stall_timeout_s: see `options.Writer`.
-        on_pruned: hears which steps retention removed.
+        on_news: hears what is not about one save; called on the reader thread, must not raise.
 
     Raises:
         WriterError: no writer could be started.
@@ -74,13 +97,13 @@ class WriterClient:
         start_link: Callable[[], Link],
         restarts: int,
         stall_timeout_s: float | None,
-        on_pruned: Callable[[Pruned], None],
+        on_news: Callable[[WriterNews], None],
     ) -> None:
         self._configure = configure
         self._start_link = start_link
         self._max_restarts = restarts
         self._stall_timeout_s = stall_timeout_s
-        self._on_pruned = on_pruned
+        self._on_news = on_news
         self._sending = threading.Lock()
         self._arenas: dict[int, Arena] = {}
         self._outstanding = OutstandingSaves()
@@ -129,6 +152,7 @@ class WriterClient:
         """
         with self._sending:
             self._raise_failure()
+            self._tell_log_level()
             outstanding = self._outstanding.add(save.save_id, listener)
             self._send_part(outstanding, save)
         self._wait_sent(outstanding)
@@ -173,6 +197,12 @@ class WriterClient:
             self._sending.release()
         self._reader.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
         return not self._reader.is_alive()
+
+    def _tell_log_level(self) -> None:
+        level = wanted_level()
+        if level != self._configure.log_level:
+            self._configure = msgspec.structs.replace(self._configure, log_level=level)
+            self._send(LogLevel(level))
 
     def _send_part(self, outstanding: Outstanding, part: Save | More) -> None:
         outstanding.parts.append(part)
@@ -229,9 +259,9 @@ class WriterClient:
             case Refused(error=error):
                 self._fail_for_good(error_from_fields(error))
             case Pruned():
-                self._on_pruned(message)
-            case LogRecord(level=level, message=text):
-                _logger.log(level, "%s", text)
+                self._on_news(message)
+            case LogRecord():
+                hand_on(message, self._link.pid)
             case Ready() | Alive():
                 pass
             case _:
@@ -260,6 +290,7 @@ class WriterClient:
         if link is None:
             return self._take_leave()
         self._take_over(link)
+        self._on_news(Replaced(f"the writer {how}", link.pid))
         return True
 
     def _take_leave(self) -> bool:
@@ -309,6 +340,7 @@ class WriterClient:
         with self._sending:
             self._failure = error
         self._outstanding.fail_all(error)
+        self._on_news(GaveUp(error))
 
     def __repr__(self) -> str:
         state = "closing" if self._is_closing else "failed" if self._failure else "serving"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import subprocess
@@ -13,13 +12,14 @@ from typing import Protocol
 
 import anyio
 
+from asyncckpt.logs import get_logger
 from asyncckpt.processes import process_status
 from asyncckpt.writer.framing import BlockingChannel
 from asyncckpt.writer.service import serve
 
 __all__ = ["Link", "ProcessLink", "ThreadLink", "can_start_process"]
 
-_logger = logging.getLogger("asyncckpt.writer")
+_logger = get_logger("asyncckpt.writer")
 _PACKAGE_PARENT = str(Path(__file__).resolve().parent.parent.parent)
 
 

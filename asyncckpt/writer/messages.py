@@ -1,7 +1,7 @@
 """Messages between trainer and writer: msgspec structs, sent as JSON frames. No pickle.
 
 Trainer to writer: `Configure` once, `Attach`/`Detach` for arenas (the descriptor travels with the
-frame), `Save` and `More` for the data of one save, `Drop` to withdraw it, `Close`.
+frame), `Save` and `More` for the data of one save, `Drop` to withdraw it, `LogLevel` when it changed, `Close`.
 Writer to trainer: `Ready` or `Refused` once, then per save `Released` for each segment but the last,
 `Progress`, and exactly one of `Durable`, `Failed` or `Dropped`; `LogRecord` and `Pruned` at any time, and
 `Alive` every few seconds while there is something to write.
@@ -25,6 +25,7 @@ __all__ = [
     "Durable",
     "Failed",
     "FromWriter",
+    "LogLevel",
     "LogRecord",
     "More",
     "Progress",
@@ -97,6 +98,12 @@ class Drop(msgspec.Struct, frozen=True, tag="drop"):
     save_id: int
 
 
+class LogLevel(msgspec.Struct, frozen=True, tag="log_level"):
+    """From now on, send log records of this level and above."""
+
+    level: int
+
+
 class Close(msgspec.Struct, frozen=True, tag="close"):
     """Finish everything received, then exit."""
 
@@ -163,9 +170,13 @@ class Alive(msgspec.Struct, frozen=True, tag="alive"):
 
 
 class LogRecord(msgspec.Struct, frozen=True, tag="log"):
+    """What the writer logged, on which logger; ``created`` in seconds since the epoch."""
+
     level: int
     message: str
+    logger: str
+    created: float
 
 
-ToWriter = Configure | Attach | Detach | Save | More | Drop | Close
+ToWriter = Configure | Attach | Detach | Save | More | Drop | LogLevel | Close
 FromWriter = Ready | Refused | Released | Progress | Durable | Failed | Dropped | Pruned | Alive | LogRecord

@@ -6,7 +6,6 @@ Why a link is as safe as a file of its own, and what it cannot protect from, is 
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,13 +15,14 @@ import xxhash
 from asyncckpt.errors import CheckpointError, CheckpointNotFoundError, StorageError
 from asyncckpt.format.index import FileRecord
 from asyncckpt.format.paths import step_name
+from asyncckpt.logs import get_logger
 from asyncckpt.repository.catalog import Catalog, CommittedStep
 from asyncckpt.repository.commit import StepWriter
 from asyncckpt.stores.contract import Store
 
 __all__ = ["PreviousStep"]
 
-_logger = logging.getLogger("asyncckpt.writer")
+_logger = get_logger("asyncckpt.writer")
 
 
 @dataclass(frozen=True, slots=True)

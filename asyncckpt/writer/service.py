@@ -6,7 +6,6 @@ The same service runs in the writer process and, for ``Writer(kind="thread")``, 
 
 from __future__ import annotations
 
-import logging
 import os
 import select
 import socket
@@ -20,6 +19,7 @@ import msgspec
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from asyncckpt.errors import CheckpointError, WriterDiedError, error_to_fields
+from asyncckpt.logs import get_logger
 from asyncckpt.memory import Arena
 from asyncckpt.policies.keep import Keep
 from asyncckpt.repository.retention import Decision
@@ -39,6 +39,7 @@ from asyncckpt.writer.messages import (
     Durable,
     Failed,
     FromWriter,
+    LogLevel,
     More,
     Progress,
     Pruned,
@@ -57,7 +58,7 @@ __all__ = ["serve"]
 
 _PROGRESS_INTERVAL_S = 0.25
 _ALIVE_INTERVAL_S = 5.0
-_logger = logging.getLogger("asyncckpt.writer")
+_logger = get_logger("asyncckpt.writer")
 
 _Part = Save | More
 
@@ -205,6 +206,9 @@ class _Service:
                     self._add_part(pending_or_none, message)
             case Drop(save_id=save_id):
                 await self._drop(save_id)
+            case LogLevel(level=level):
+                if self._trainer_pid != os.getpid():
+                    self._logs.install(level)
             case Close():
                 self._end_of_input()
 
