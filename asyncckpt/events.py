@@ -107,7 +107,9 @@ CATALOGUE: Mapping[str, EventKind] = MappingProxyType(
                 "fell_back_from": "newer steps that are damaged and were skipped, newest first",
             },
         ),
-        "restore.failed": EventKind("`restore()` raised; the live state is as it was.", _ERROR),
+        "restore.failed": EventKind(
+            "`restore()` raised; the live state is as it was.", {"restore_s": "seconds until then", **_ERROR}
+        ),
         "writer.restarted": EventKind(
             "A writer that died or hung was replaced, and was sent all pending saves again.",
             {"reason": "how the one before it ended", "writer_pid": "the new process"},

@@ -118,10 +118,11 @@ class Narrator:
     @contextlib.contextmanager
     def restoring(self) -> Iterator[None]:
         """Tell of the exception that leaves the block, if any."""
+        started = time.perf_counter()
         try:
             yield
         except Exception as error:
-            self._events.emit("restore.failed", **error_fields(error))
+            self._events.emit("restore.failed", restore_s=time.perf_counter() - started, **error_fields(error))
             raise
 
     def _note(self, story: Story, *untold: _Untold) -> None:

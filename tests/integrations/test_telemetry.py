@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 import torch
+from prometheus_client import CollectorRegistry
 
 import asyncckpt as ac
 from asyncckpt.events import CATALOGUE
+from asyncckpt.telemetry.prometheus import PrometheusExporter
 from asyncckpt.testing import kill_writer
 
 TIMEOUT_S = 60
@@ -217,3 +219,21 @@ def test_every_event_the_package_emits_is_in_the_catalogue() -> None:
                     emitted.add(argument.value)
     assert len(emitted) >= 8
     assert emitted <= set(CATALOGUE)
+
+
+def test_the_documentation_lists_every_event_and_field() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "telemetry.md").read_text()
+    sections = dict(re.findall(r"^### `([a-z.]+)`\n(.*?)(?=^##)", text, re.MULTILINE | re.DOTALL))
+    assert list(sections) == list(CATALOGUE)
+    for name, kind in CATALOGUE.items():
+        assert kind.when in sections[name]
+        assert dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", sections[name], re.MULTILINE)) == dict(kind.fields)
+
+
+def test_the_documentation_lists_every_metric() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "telemetry.md").read_text()
+    listed = set(re.findall(r"^\| `(asyncckpt_\w+)", text, re.MULTILINE))
+    registry = CollectorRegistry()
+    PrometheusExporter(registry)
+    families = {family.name + "_total" * (family.type == "counter") for family in registry.collect()}
+    assert listed == families

@@ -14,7 +14,7 @@ import pytest
 import asyncckpt
 from asyncckpt import errors
 
-TORCH_FREE = ("writer", "stores", "format", "policies", "repository", "cli")
+TORCH_FREE = ("writer", "stores", "format", "policies", "repository", "telemetry", "cli")
 CODEC_FREE = ("stores", "repository", "cli")
 
 
