@@ -63,7 +63,11 @@ CATALOGUE: Mapping[str, EventKind] = MappingProxyType(
         "checkpointer.closed": EventKind("It was closed; no event follows.", {}),
         "save.started": EventKind(
             "`save()` has returned; the event's time is when it was called. First event of every save.",
-            {**_NONCE, "kind": "the label given to `save()`", "blocked_s": "seconds `save()` kept the caller"},
+            {
+                **_NONCE,
+                "kind": "regular, best, emergency, ...; see `model.KINDS`",
+                "blocked_s": "seconds `save()` kept the caller",
+            },
         ),
         "save.staged": EventKind(
             "The snapshot is complete and the writer has it: training may change anything.",
@@ -78,7 +82,7 @@ CATALOGUE: Mapping[str, EventKind] = MappingProxyType(
             "The checkpoint is committed and would survive a power cut. Last event of the save.",
             {
                 **_NONCE,
-                "kind": "the label given to `save()`",
+                "kind": "regular, best, emergency, ...; see `model.KINDS`",
                 "path": "directory or URL of the step",
                 "raw_bytes": "bytes of all tensors",
                 "stored_bytes": "bytes of all files of the step",

@@ -54,7 +54,7 @@ def test_a_save_is_a_span_with_its_parts_one_after_the_other(
     with ac.Checkpointer(tmp_path, {"w": torch.randn(100_000)}, on_event=OtelSpans(provider)) as ckpt:
         tracer = provider.get_tracer("training")
         with tracer.start_as_current_span("step") as training:
-            saving = ckpt.save(7, kind="special")
+            saving = ckpt.save(7, kind="manual")
         saving.result(60)
     (save,) = spans(exporter, "save")
     parts = children(exporter, save)
@@ -74,7 +74,7 @@ def test_a_save_is_a_span_with_its_parts_one_after_the_other(
     assert {name: attributes[f"asyncckpt.{name}"] for name in ("step", "outcome", "kind", "raw_bytes")} == {
         "step": 7,
         "outcome": "durable",
-        "kind": "special",
+        "kind": "manual",
         "raw_bytes": 400_000,
     }
     assert attributes["asyncckpt.stored_bytes"] == stats.stored_bytes

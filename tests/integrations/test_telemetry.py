@@ -53,7 +53,7 @@ def test_a_run_tells_its_story(tmp_path: Path, writer: ac.Writer, told: list[ac.
     with ac.Checkpointer(tmp_path, state, keep=ac.Keep(last=2), writer=writer, on_event=told.append) as ckpt:
         assert ckpt.restore() is None
         for step in (1, 2, 3):
-            saving = ckpt.save(step, kind="special")
+            saving = ckpt.save(step, kind="manual")
             saving.result(TIMEOUT_S)
         ckpt.restore(2)
         ckpt.delete(2)
@@ -66,7 +66,7 @@ def test_a_run_tells_its_story(tmp_path: Path, writer: ac.Writer, told: list[ac.
         name: getattr(saving.stats, name) for name in ("durable_s", "stored_bytes", "commit_s", "blocked_s")
     }
     assert (durable["kind"], durable["raw_bytes"], Path(durable["path"])) == (
-        "special",
+        "manual",
         400_000,
         tmp_path / "step-00000003",
     )
