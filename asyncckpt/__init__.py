@@ -56,6 +56,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; `_HOMES` is what runs, 
         Durations,
         Health,
         IntervalReport,
+        MirrorHealth,
         Mismatch,
         Recovered,
         SaveStats,
@@ -63,7 +64,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; `_HOMES` is what runs, 
         VerifyReport,
     )
     from asyncckpt.options import Staging, Writer
-    from asyncckpt.policies import Adaptive, AtSteps, Best, Every, Keep, Moment, Validation, When
+    from asyncckpt.policies import Adaptive, AtSteps, Best, Every, Keep, Mirror, Moment, Validation, When
     from asyncckpt.state import RNG, register_type
     from asyncckpt.telemetry import JsonLines
 
@@ -105,6 +106,7 @@ _HOMES = {
         "Durations",
         "Health",
         "IntervalReport",
+        "MirrorHealth",
         "Mismatch",
         "Recovered",
         "SaveStats",
@@ -112,7 +114,7 @@ _HOMES = {
         "VerifyReport",
     ),
     "asyncckpt.options": ("Staging", "Writer"),
-    "asyncckpt.policies": ("Adaptive", "AtSteps", "Best", "Every", "Keep", "Moment", "Validation", "When"),
+    "asyncckpt.policies": ("Adaptive", "AtSteps", "Best", "Every", "Keep", "Mirror", "Moment", "Validation", "When"),
     "asyncckpt.state": ("RNG", "register_type"),
     "asyncckpt.telemetry": ("JsonLines",),
 }
@@ -141,6 +143,8 @@ __all__ = [
     "InvalidOptionError",
     "JsonLines",
     "Keep",
+    "Mirror",
+    "MirrorHealth",
     "Mismatch",
     "Moment",
     "NothingCommittedError",

@@ -103,12 +103,29 @@ CATALOGUE: Mapping[str, EventKind] = MappingProxyType(
         "save.cancelled": EventKind("`SaveFuture.cancel` came in time. Last event of the save.", _GIVEN_UP),
         "checkpoint.pruned": EventKind("Retention removed it.", {"reason": "which rule of `keep=` did not keep it"}),
         "checkpoint.deleted": EventKind("`Checkpointer.delete` removed it.", {}),
+        "mirror.copied": EventKind(
+            "The checkpoint is committed on the mirror, too, and would survive a power cut there.",
+            {
+                "elapsed_s": "seconds the copy took",
+                "copied_bytes": "bytes written",
+                "linked_bytes": "bytes shared with another step of the mirror",
+            },
+        ),
+        "mirror.failed": EventKind(
+            "The mirror, or one copy if there is a step, does not work; it is tried again. Told once per trouble.",
+            {**_ERROR, "errno": "of the operating system, or null"},
+        ),
+        "mirror.skipped": EventKind("The checkpoint will not be mirrored.", {"reason": "why not"}),
+        "mirror.pruned": EventKind(
+            "It was removed from the mirror.", {"reason": "which rule of the mirror's `keep` did not keep it, or else"}
+        ),
         "restore.done": EventKind(
             "A checkpoint was loaded into the live state.",
             {
                 "restore_s": "seconds `restore()` took, without waiting for pending saves",
                 "raw_bytes": "bytes of all tensors of the checkpoint",
                 "fell_back_from": "newer steps that are damaged and were skipped, newest first",
+                "from_mirror": "whether it was read from the mirror",
             },
         ),
         "restore.failed": EventKind(

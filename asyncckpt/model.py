@@ -8,6 +8,8 @@ from datetime import datetime
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
+from asyncckpt.errors import CheckpointError
+
 __all__ = [
     "KINDS",
     "CheckpointInfo",
@@ -16,6 +18,7 @@ __all__ = [
     "Health",
     "IntervalReport",
     "Kind",
+    "MirrorHealth",
     "Mismatch",
     "Outcome",
     "Recovered",
@@ -93,7 +96,9 @@ class CheckpointInfo:
         run: identity of the run that wrote it.
         versions: software versions at save time.
         metadata: the user's ``metadata=``.
-        fell_back_from: newer steps that were damaged and skipped by ``restore``.
+        fell_back_from: newer steps that were damaged and skipped by ``restore``; also this one, if it was damaged
+            and taken from the mirror.
+        from_mirror: whether ``restore`` took it from the mirror, where ``path`` is.
         mismatch: what ``restore(strict=False)`` did not load.
     """
 
@@ -113,6 +118,7 @@ class CheckpointInfo:
     versions: Mapping[str, str] = field(default_factory=lambda: _EMPTY)
     metadata: Mapping[str, Any] = field(default_factory=lambda: _EMPTY)
     fell_back_from: tuple[int, ...] = ()
+    from_mirror: bool = False
     mismatch: Mismatch = Mismatch()
 
 
@@ -198,6 +204,23 @@ class Recovered:
 
 
 @dataclass(frozen=True, slots=True)
+class MirrorHealth:
+    """How the mirror stands, as far as the writer has told.
+
+    Attributes:
+        newest: the newest step that is there; None when there is none.
+        missing: steps that are to be copied, newest first.
+        copying: the step being copied.
+        error: why the mirror does not work, or what is damaged in the first root and cannot be copied.
+    """
+
+    newest: int | None = None
+    missing: tuple[int, ...] = ()
+    copying: int | None = None
+    error: CheckpointError | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Health:
     """What a checkpointer is doing now.
 
@@ -206,12 +229,14 @@ class Health:
         writer_restarts: how often the writer was replaced since it last committed a step.
         pending_steps: steps being staged or written, oldest first.
         free_slots: staging slots that the next save can take without waiting.
+        mirror: the mirror; None without one.
     """
 
     writer_pid: int
     writer_restarts: int
     pending_steps: tuple[int, ...]
     free_slots: int
+    mirror: MirrorHealth | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,6 +315,8 @@ class Statistics:
         durable: from ``save()`` until durable, of durable saves.
         restore: how long ``restore()`` took.
         last: what the last durable save cost.
+        num_mirrored: checkpoints that were copied to the mirror.
+        mirrored_bytes: what was written for that.
         last_step: the step it saved.
         policy: what ``when=`` decides and why, if it is adaptive.
     """
@@ -312,6 +339,8 @@ class Statistics:
     durable: Durations = Durations()
     restore: Durations = Durations()
     last: SaveStats | None = None
+    num_mirrored: int = 0
+    mirrored_bytes: int = 0
     last_step: int | None = None
     policy: IntervalReport | None = None
 

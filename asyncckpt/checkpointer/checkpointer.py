@@ -20,9 +20,10 @@ from asyncckpt.checkpointer.closing import close_at_exit, quiet_if
 from asyncckpt.checkpointer.deciding import SaveDecider
 from asyncckpt.checkpointer.describing import checked_kind, checked_metrics, checked_step, versions
 from asyncckpt.checkpointer.failures import UnseenFailures
+from asyncckpt.checkpointer.mirror import MirrorView, resolve_mirror
 from asyncckpt.checkpointer.narrator import Narrator, error_fields
 from asyncckpt.checkpointer.reading import Catalogue, Which
-from asyncckpt.checkpointer.restoring import restore_in_place
+from asyncckpt.checkpointer.restoring import RestoreTarget, restore_in_place
 from asyncckpt.checkpointer.saves import SaveCoordinator
 from asyncckpt.checkpointer.starting import runs_as_process, start_writer
 from asyncckpt.checkpointer.tally import Tally
@@ -36,13 +37,15 @@ from asyncckpt.future import SaveFuture, SavePromise
 from asyncckpt.model import CheckpointInfo, Health, Outcome, Recovered, Statistics, VerifyReport
 from asyncckpt.options import Compression, Staging, Writer
 from asyncckpt.policies.keep import Keep
+from asyncckpt.policies.mirror import Mirror
 from asyncckpt.policies.when import When
 from asyncckpt.repository.catalog import Catalog
 from asyncckpt.repository.lock import RunLock
 from asyncckpt.repository.root import clean_partials, prepare_root
+from asyncckpt.stores.local import local_path
 from asyncckpt.telemetry.log_lines import log_event
 from asyncckpt.writer.client import GaveUp, Replaced, WriterNews
-from asyncckpt.writer.messages import Pruned
+from asyncckpt.writer.messages import MirrorEvent, MirrorState, Pruned
 
 __all__ = ["Checkpointer"]
 
@@ -62,6 +65,9 @@ class Checkpointer:
         compression: ``"fast"``, ``"small"``, ``"none"``, or a Zarr v3 codec list.
         staging: how snapshots are taken.
         writer: how they are written.
+        mirror: a second root, best on another disk, to which committed steps are copied in the background
+            and from which `restore` takes what is damaged or lost here. Its troubles are told by events, the log
+            and `health`, and never fail a save.
         metadata: plain values recorded in every checkpoint.
         on_event: called with each `Event`: one function or several; see ``docs/telemetry.md``.
 
@@ -82,6 +88,7 @@ class Checkpointer:
         compression: Compression = "fast",
         staging: Staging | None = None,
         writer: Writer | None = None,
+        mirror: Mirror | str | PathLike[str] | None = None,
         metadata: Mapping[str, Any] | None = None,
         on_event: EventCallback | Sequence[EventCallback] | None = None,
     ) -> None:
@@ -97,6 +104,7 @@ class Checkpointer:
         self._run = uuid.uuid4().hex
         self._is_closed = False
         self._failures = UnseenFailures(self._writer_options.on_error)
+        self._mirror = MirrorView(resolve_mirror(mirror, local_path(root)), self._events)
         self._store = prepare_root(root)
         self._lock = RunLock.acquire(
             self._store, {"pid": os.getpid(), "run": self._run}, self._writer_options.lock_timeout_s
@@ -111,6 +119,7 @@ class Checkpointer:
                 self._writer_options,
                 compression,
                 self._keep,
+                self._mirror.options,
                 self._note_news,
                 as_process=as_process,
             )
@@ -290,7 +299,8 @@ class Checkpointer:
 
         Everything is read, verified and compared with the state before anything is changed. With
         ``which="latest"`` a damaged newest step is skipped with a warning for the next older one and
-        moved aside, so that training can save that step again.
+        moved aside, so that training can save that step again. With a mirror that is so only if its copy is
+        damaged, too: the newest step that is whole in either root is taken, with a warning if it is the mirror's.
 
         Args:
             which: step number, ``"latest"``, ``"best"`` or a tag.
@@ -315,9 +325,10 @@ class Checkpointer:
             )
         for promise in self._saves.pending:
             promise.wait_done()
+        into = RestoreTarget(target, only, strict)
         started = time.perf_counter()
         with self._narrator.restoring():
-            found = restore_in_place(self._store, self._catalogue, which, target, only, strict)
+            found = restore_in_place(self._store, self._catalogue, which, into, self._mirror.open_store())
         if found is not None:
             self._steps.difference_update(found.fell_back_from)
             self._decider.note_restored(found.step)
@@ -355,46 +366,49 @@ class Checkpointer:
         return self._catalogue.recover(which)
 
     def delete(self, which: Which) -> None:
-        """Remove a committed checkpoint.
+        """Remove a committed checkpoint, here and on the mirror: `restore` must not bring it back.
 
         Raises:
             CheckpointNotFoundError: there is no such checkpoint.
         """
         self._require_open()
         committed = self._catalogue.find(which)
+        nonce = committed.header.nonce
         committed.delete()
         self._steps.discard(committed.step)
+        self._saves.forget_on_mirror(committed.step, nonce)
         self._decider.note_removed(committed.step)
         self._events.emit("checkpoint.deleted", committed.step)
 
     def statistics(self) -> Statistics:
         """Totals since this checkpointer was made."""
-        return replace(self._tally.statistics, policy=self._decider.explain())
+        return self._mirror.complete_statistics(replace(self._tally.statistics, policy=self._decider.explain()))
 
     def health(self) -> Health:
         """What the checkpointer is doing now."""
-        return self._saves.health()
+        return self._mirror.complete_health(self._saves.health())
 
     # -- closing -------------------------------------------------------------------------------
 
     def close(self, timeout: float | None = None) -> None:
         """Wait until everything is durable, then stop the writer and release the root. Idempotent.
 
+        The newest step gets ``Mirror(close_timeout_s=)`` more to arrive on the mirror.
+
         Args:
             timeout: seconds to wait; None waits for ever.
 
         Raises:
-            TimeoutError: saves are outstanding; the writer process finishes them by itself, and
-                `close` may be called again.
+            TimeoutError: saves, or the mirror's last copy, are outstanding; the writer process finishes them by
+                itself, and `close` may be called again.
             CheckpointError: a save failed and nobody looked at it; everything is closed all the same.
         """
         if self._is_closed:
             return
         outstanding = [promise.future.step for promise in self._saves.pending]
         if not self._saves.close(timeout):
-            raise TimeoutError(
-                f"not durable after {timeout} s: steps {outstanding}; the writer goes on with them, call close() again"
-            )
+            what = f"steps {outstanding} are not durable" if outstanding else "the mirror is still being written"
+            raise TimeoutError(f"{what} after {timeout} s; the writer goes on, call close() again")
         self._is_closed = True
         atexit.unregister(self._at_exit)
         self._lock.release()
@@ -454,6 +468,7 @@ class Checkpointer:
             restore_s=restore_s,
             raw_bytes=found.raw_bytes,
             fell_back_from=list(found.fell_back_from),
+            from_mirror=found.from_mirror,
         )
 
     def _note_news(self, news: WriterNews) -> None:
@@ -464,6 +479,8 @@ class Checkpointer:
                 self._tally.note_pruned(len(steps))
                 for step, reason in zip(steps, reasons, strict=True):
                     self._events.emit("checkpoint.pruned", step, reason=reason)
+            case MirrorEvent() | MirrorState():
+                self._mirror.hear(news)
             case Replaced(reason=reason, pid=pid):
                 self._tally.note_writer_restart()
                 self._events.emit("writer.restarted", reason=reason, writer_pid=pid)

@@ -37,6 +37,11 @@ class Catalogue:
         self._store = store
         self._best = best
 
+    @property
+    def ranking(self) -> Best | None:
+        """How ``"best"`` is decided."""
+        return self._best
+
     def checkpoints(self) -> list[CheckpointInfo]:
         """Every committed checkpoint, oldest first; steps with an unreadable header are left out."""
         return [committed.info for committed in reversed(Catalog(self._store).committed())]

@@ -269,6 +269,10 @@ class SaveCoordinator:
             free_slots=self._pool.num_free,
         )
 
+    def forget_on_mirror(self, step: int, nonce: str) -> None:
+        """*step* was deleted, and is to be deleted on the mirror as well."""
+        self._client.unmirror(step, nonce)
+
     def prepare(self, state: Mapping[str, Any]) -> None:
         """Commit the staging memory for *state* in the background, once, ahead of the first save."""
         if self._is_prepared:

@@ -10,12 +10,13 @@ import msgspec
 
 from asyncckpt.options import Compression, Writer
 from asyncckpt.policies.keep import Keep
+from asyncckpt.policies.mirror import Mirror
 from asyncckpt.processes import available_cpus
 from asyncckpt.repository.lock import RunLock
 from asyncckpt.writer.client import WriterClient, WriterNews
 from asyncckpt.writer.link import Link, ProcessLink, ThreadLink, can_start_process
 from asyncckpt.writer.logs import wanted_level
-from asyncckpt.writer.messages import Configure
+from asyncckpt.writer.messages import Configure, MirrorTo
 
 __all__ = ["runs_as_process", "start_writer"]
 
@@ -39,6 +40,7 @@ def start_writer(
     options: Writer,
     compression: Compression,
     keep: Keep,
+    mirror: Mirror | None,
     on_news: Callable[[WriterNews], None],
     *,
     as_process: bool,
@@ -60,8 +62,18 @@ def start_writer(
         log_level=wanted_level(),
         keep=msgspec.Raw(msgspec.json.encode(keep)),
         incremental=options.incremental,
+        mirror=None if mirror is None else _mirror_to(mirror, keep),
     )
     return WriterClient(configure, start, options.restarts, options.stall_timeout_s, on_news)
+
+
+def _mirror_to(mirror: Mirror, keep: Keep) -> MirrorTo:
+    return MirrorTo(
+        root=os.fspath(mirror.root),
+        keep=msgspec.Raw(msgspec.json.encode(mirror.keep or keep)),
+        mount=None if mirror.mount is None else os.fspath(mirror.mount),
+        close_timeout_s=mirror.close_timeout_s,
+    )
 
 
 def _default_threads() -> int:

@@ -64,7 +64,7 @@ class StepWriter:
         return f"StepWriter(step={self._step}, {state}, open_sinks={len(self._open_sinks)})"
 
     @classmethod
-    def begin(cls, store: Store, step: int, nonce: str, attempt: int = 0) -> StepWriter:
+    def begin(cls, store: Store, step: int, nonce: str, attempt: int = 0, *, is_replacing: bool = False) -> StepWriter:
         """Start writing *step*. The caller holds the lock of the root.
 
         What earlier attempts with the same *nonce*, or an interrupted deletion of the same step, left
@@ -76,15 +76,17 @@ class StepWriter:
             nonce: unique name of this write, of characters that may stand in a file name.
             attempt: counts up when a write that failed is repeated. Each attempt has a directory of its
                 own, so that no file is ever written or flushed again after a failed flush.
+            is_replacing: the step may be committed; the caller moves it away before `commit`.
 
         Raises:
             StepExistsError: the step is committed; ``fields["step"]`` names it.
             StorageError: the partial directory cannot be created.
         """
         name = step_name(step)
-        if any(entry.name == HEADER for entry in store.entries(name)):
+        if not any(entry.name == HEADER for entry in store.entries(name)):
+            store.delete(name)
+        elif not is_replacing:
             raise _step_exists(store, step)
-        store.delete(name)
         first = partial_key(step, nonce)
         for entry in store.entries(PARTIAL):
             if f"{PARTIAL}/{entry.name}".startswith(first):

@@ -13,7 +13,7 @@ from asyncckpt.repository.names import OWN
 from asyncckpt.stores import open_store
 from asyncckpt.stores.contract import Store
 
-__all__ = ["DAMAGED", "open_step_directory", "quarantine_step"]
+__all__ = ["DAMAGED", "move_aside", "open_step_directory", "quarantine_step"]
 
 DAMAGED = f"{OWN}/damaged"
 _STEP_DIRECTORY = re.compile(r"step-(\d{8,18})(-.*)?\Z", re.ASCII)
@@ -31,13 +31,18 @@ def quarantine_step(store: Store, step: int) -> str:
     Raises:
         StorageError: it cannot be moved.
     """
+    return store.location(move_aside(store, step))
+
+
+def move_aside(store: Store, step: int) -> str:
+    """`quarantine_step`; returns the key it has now."""
     target = f"{DAMAGED}/{step_name(step)}-{uuid.uuid4().hex}"
     store.open_barrier(DAMAGED).close()
     store.sync_directory(OWN)  # before anything is moved to a directory that a power cut could still take away
     store.rename(step_name(step), target)
     store.sync_directory(DAMAGED)
     store.sync_directory("")
-    return store.location(target)
+    return target
 
 
 def open_step_directory(path: str | os.PathLike[str]) -> CommittedStep:

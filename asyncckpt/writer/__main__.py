@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 
 import anyio
 
@@ -38,6 +39,14 @@ def _name_process() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_NAME, b"asyncckpt-write", 0, 0, 0)
 
 
+def _leave_threads_behind() -> None:
+    # One may be in the kernel, with a mirror whose disk hangs, and keep the process from ending. The run's lock,
+    # whose descriptor was inherited, must not stay with it.
+    if threading.active_count() > 1:
+        os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+        os._exit(0)
+
+
 def main() -> None:
     """Serve the trainer on the inherited descriptor until it is gone."""
     descriptor, nice = int(sys.argv[1]), int(sys.argv[2])
@@ -51,6 +60,7 @@ def main() -> None:
     with socket.socket(fileno=descriptor) as sock:
         sock.setblocking(False)
         anyio.run(serve, sock)
+    _leave_threads_behind()
 
 
 if __name__ == "__main__":

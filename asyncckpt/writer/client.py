@@ -44,12 +44,15 @@ from asyncckpt.writer.messages import (
     FromWriter,
     LogLevel,
     LogRecord,
+    MirrorEvent,
+    MirrorState,
     More,
     Pruned,
     Ready,
     Refused,
     Save,
     ToWriter,
+    Unmirror,
 )
 from asyncckpt.writer.outstanding import Outstanding, OutstandingSaves, SaveListener
 from asyncckpt.writer.watch import CHECK_INTERVAL_S, Symptom, WriterWatch
@@ -57,6 +60,7 @@ from asyncckpt.writer.watch import CHECK_INTERVAL_S, Symptom, WriterWatch
 __all__ = ["GaveUp", "Replaced", "SaveListener", "WriterClient", "WriterNews"]
 
 _logger = get_logger("asyncckpt.writer")
+_NO_PROGRESS = (Alive, LogRecord, MirrorEvent, MirrorState)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +78,7 @@ class GaveUp:
     error: CheckpointError
 
 
-WriterNews = Pruned | Replaced | GaveUp
+WriterNews = Pruned | MirrorEvent | MirrorState | Replaced | GaveUp
 
 
 class WriterClient:
@@ -183,6 +187,11 @@ class WriterClient:
             with self._sending:
                 self._send(Drop(save_id))
 
+    def unmirror(self, step: int, nonce: str) -> None:
+        """Have a step deleted on the mirror, too; a writer that dies before it does so takes this with it."""
+        with self._sending:
+            self._send(Unmirror(step, nonce))
+
     def close(self, timeout: float | None) -> bool:
         """Let the writer finish and end; whether it did within *timeout* seconds. Idempotent."""
         if os.getpid() != self._owner_pid:
@@ -241,7 +250,7 @@ class WriterClient:
                 if message is None:
                     self._check_writer()
                 else:
-                    self._watch.heard(is_progress=not isinstance(message, (Alive, LogRecord)))
+                    self._watch.heard(is_progress=not isinstance(message, _NO_PROGRESS))
                     self._handle(message)
             if not self._replace_writer():
                 return
@@ -258,7 +267,7 @@ class WriterClient:
         match message:
             case Refused(error=error):
                 self._fail_for_good(error_from_fields(error))
-            case Pruned():
+            case Pruned() | MirrorEvent() | MirrorState():
                 self._on_news(message)
             case LogRecord():
                 hand_on(message, self._link.pid)

@@ -1,10 +1,11 @@
 """Messages between trainer and writer: msgspec structs, sent as JSON frames. No pickle.
 
 Trainer to writer: `Configure` once, `Attach`/`Detach` for arenas (the descriptor travels with the
-frame), `Save` and `More` for the data of one save, `Drop` to withdraw it, `LogLevel` when it changed, `Close`.
+frame), `Save` and `More` for the data of one save, `Drop` to withdraw it, `Unmirror` for a deleted step, `LogLevel`
+when it changed, `Close`.
 Writer to trainer: `Ready` or `Refused` once, then per save `Released` for each segment but the last,
-`Progress`, and exactly one of `Durable`, `Failed` or `Dropped`; `LogRecord` and `Pruned` at any time, and
-`Alive` every few seconds while there is something to write.
+`Progress`, and exactly one of `Durable`, `Failed` or `Dropped`; `LogRecord`, `Pruned`, `MirrorEvent` and
+`MirrorState` at any time, and `Alive` every few seconds while there is something to write.
 Every message about a save carries the ``save_id`` the trainer gave it.
 """
 
@@ -27,6 +28,9 @@ __all__ = [
     "FromWriter",
     "LogLevel",
     "LogRecord",
+    "MirrorEvent",
+    "MirrorState",
+    "MirrorTo",
     "More",
     "Progress",
     "Pruned",
@@ -35,12 +39,25 @@ __all__ = [
     "Released",
     "Save",
     "ToWriter",
+    "Unmirror",
     "WriteStats",
 ]
 
 
+class MirrorTo(msgspec.Struct, frozen=True):
+    """The fields of `policies.mirror.Mirror`, paths absolute; ``keep`` as in `Configure`."""
+
+    root: str
+    keep: msgspec.Raw
+    mount: str | None
+    close_timeout_s: float
+
+
 class Configure(msgspec.Struct, frozen=True, tag="configure"):
-    """First message: what to write to, and how. ``keep`` holds the fields of `policies.keep.Keep`."""
+    """First message: what to write to, and how.
+
+    ``keep`` holds the fields of `policies.keep.Keep`.
+    """
 
     root: str
     trainer_pid: int
@@ -49,6 +66,7 @@ class Configure(msgspec.Struct, frozen=True, tag="configure"):
     log_level: int
     keep: msgspec.Raw
     incremental: bool = True
+    mirror: MirrorTo | None = None
 
 
 class Attach(msgspec.Struct, frozen=True, tag="attach"):
@@ -102,6 +120,13 @@ class LogLevel(msgspec.Struct, frozen=True, tag="log_level"):
     """From now on, send log records of this level and above."""
 
     level: int
+
+
+class Unmirror(msgspec.Struct, frozen=True, tag="unmirror"):
+    """Delete the step with this nonce on the mirror, too."""
+
+    step: int
+    nonce: str
 
 
 class Close(msgspec.Struct, frozen=True, tag="close"):
@@ -165,6 +190,23 @@ class Pruned(msgspec.Struct, frozen=True, tag="pruned"):
     reasons: list[str]
 
 
+class MirrorEvent(msgspec.Struct, frozen=True, tag="mirror_event"):
+    """Something happened to a step on the mirror; ``fields`` are those of the event ``mirror.<name>``."""
+
+    name: str
+    step: int | None
+    fields: dict[str, Any]
+
+
+class MirrorState(msgspec.Struct, frozen=True, tag="mirror_state"):
+    """How the mirror stands; see `model.MirrorHealth`. ``error`` is as in `Failed`."""
+
+    newest: int | None = None
+    missing: list[int] = []
+    copying: int | None = None
+    error: dict[str, Any] | None = None
+
+
 class Alive(msgspec.Struct, frozen=True, tag="alive"):
     """The writer's event loop runs, whatever the storage does."""
 
@@ -178,5 +220,8 @@ class LogRecord(msgspec.Struct, frozen=True, tag="log"):
     created: float
 
 
-ToWriter = Configure | Attach | Detach | Save | More | Drop | LogLevel | Close
-FromWriter = Ready | Refused | Released | Progress | Durable | Failed | Dropped | Pruned | Alive | LogRecord
+ToWriter = Configure | Attach | Detach | Save | More | Drop | Unmirror | LogLevel | Close
+FromWriter = (
+    Ready | Refused | Released | Progress | Durable | Failed | Dropped | Pruned | MirrorEvent | MirrorState | Alive
+    | LogRecord
+)  # fmt: skip

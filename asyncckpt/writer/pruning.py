@@ -1,25 +1,23 @@
-"""Retention after each commit, with the headers of known steps kept in memory."""
+"""Retention after each commit."""
 
 from __future__ import annotations
 
+from collections.abc import Set
+from dataclasses import replace
 from datetime import datetime
 
-from asyncckpt.errors import CheckpointNotFoundError, CorruptError, StorageError
-from asyncckpt.model import CheckpointInfo
+from asyncckpt.errors import StorageError
 from asyncckpt.policies.keep import Keep
-from asyncckpt.repository.catalog import Catalog, CommittedStep
+from asyncckpt.repository.catalog import Catalog
 from asyncckpt.repository.retention import Decision, execute_retention, plan_retention
 from asyncckpt.stores.contract import Store
+from asyncckpt.writer.known import KnownSteps
 
 __all__ = ["Pruner"]
 
 
 class Pruner:
     """Applies one retention policy to one root, over and over.
-
-    A run that keeps thousands of steps must not read thousands of headers after every save; only
-    those of new steps are read. Steps are immutable, so what was read stays true until the number is
-    written again, which `forget` announces.
 
     Args:
         store: the root.
@@ -29,14 +27,21 @@ class Pruner:
     def __init__(self, store: Store, keep: Keep) -> None:
         self._store = store
         self._keep = keep
-        self._known: dict[int, CheckpointInfo] = {}
+        self._known = KnownSteps(store)
+
+    def __repr__(self) -> str:
+        return f"Pruner({self._keep!r}, {self._known!r})"
 
     def forget(self, step: int) -> None:
         """*step* was written anew."""
-        self._known.pop(step, None)
+        self._known.forget(step)
 
-    def run(self, now: datetime) -> tuple[list[Decision], StorageError | None]:
+    def run(self, now: datetime, in_use: Set[int] = frozenset()) -> tuple[list[Decision], StorageError | None]:
         """Remove what the policy does not keep.
+
+        Args:
+            now: current time, with a time zone.
+            in_use: steps that somebody is still reading; they stay until the next time.
 
         Returns:
             What was removed and why, and what kept the rest from being removed.
@@ -44,8 +49,8 @@ class Pruner:
         Raises:
             StorageError: the root cannot be read.
         """
-        self._refresh()
-        plan = plan_retention(list(self._known.values()), self._keep, now)
+        plan = plan_retention(self._known.refresh(), self._keep, now)
+        plan = replace(plan, remove=tuple(decision for decision in plan.remove if decision.step not in in_use))
         failure: StorageError | None = None
         try:
             execute_retention(self._store, plan)
@@ -56,14 +61,3 @@ class Pruner:
         for decision in removed:
             self.forget(decision.step)
         return removed, failure
-
-    def _refresh(self) -> None:
-        present = Catalog(self._store).steps()
-        known = {step: self._known[step] for step in present if step in self._known}
-        for step in present:
-            if step not in known:
-                try:
-                    known[step] = CommittedStep(self._store, step).info
-                except (CorruptError, CheckpointNotFoundError):
-                    continue  # damaged steps neither count nor get removed
-        self._known = known

@@ -22,6 +22,7 @@ from asyncckpt.errors import CheckpointError, WriterDiedError, error_to_fields
 from asyncckpt.logs import get_logger
 from asyncckpt.memory import Arena
 from asyncckpt.policies.keep import Keep
+from asyncckpt.policies.mirror import Mirror
 from asyncckpt.repository.retention import Decision
 from asyncckpt.repository.root import discard_partials
 from asyncckpt.stores import open_store
@@ -48,8 +49,10 @@ from asyncckpt.writer.messages import (
     Released,
     Save,
     ToWriter,
+    Unmirror,
     WriteStats,
 )
+from asyncckpt.writer.mirroring import Mirroring
 from asyncckpt.writer.pipeline import Pipeline, Segment
 from asyncckpt.writer.pruning import Pruner
 from asyncckpt.writer.retry import retry_delay
@@ -101,6 +104,7 @@ class _Service:
         self._frames = frames
         self._store = store
         self._pruner = Pruner(store, msgspec.json.decode(configure.keep, type=Keep))
+        self._mirroring = Mirroring(store, _mirror(configure), self._send, incremental=configure.incremental)
         self._trainer_pid = configure.trainer_pid
         self._pipeline = Pipeline(
             store,
@@ -138,7 +142,10 @@ class _Service:
             tasks.start_soon(self._receive)
             tasks.start_soon(self._watch_trainer)
             tasks.start_soon(self._tell_alive)
+            tasks.start_soon(self._mirroring.run)
             await self._write_all()
+            await self._mirroring.finish()
+            await self._send_logs()
             tasks.cancel_scope.cancel()
 
     async def _receive(self) -> None:
@@ -209,6 +216,8 @@ class _Service:
             case LogLevel(level=level):
                 if self._trainer_pid != os.getpid():
                     self._logs.install(level)
+            case Unmirror(step=step, nonce=nonce):
+                self._mirroring.withdraw(step, nonce)
             case Close():
                 self._end_of_input()
 
@@ -235,7 +244,9 @@ class _Service:
             if pending.withdrawn:
                 continue
             pending.begun = True
-            if await self._write_one(pending):
+            with self._mirroring.held():
+                is_durable = await self._write_one(pending)
+            if is_durable:
                 await self._prune()
             await self._send_logs()
 
@@ -256,6 +267,7 @@ class _Service:
             return False
         else:
             self._pruner.forget(save.step)
+            self._mirroring.note_committed(save.step, save.nonce)
             await self._send(Durable(save.save_id, stats))
             return True
         finally:
@@ -319,7 +331,9 @@ class _Service:
         removed: list[Decision] = []
         failure: CheckpointError | None
         try:
-            removed, failure = await anyio.to_thread.run_sync(self._pruner.run, datetime.now(UTC))
+            removed, failure = await anyio.to_thread.run_sync(
+                self._pruner.run, datetime.now(UTC), self._mirroring.in_use
+            )
         except CheckpointError as error:
             failure = error
         if failure is not None:
@@ -331,6 +345,13 @@ class _Service:
     async def _send(self, message: FromWriter) -> None:
         async with self._send_lock:
             await send_frame(self._sock, message)
+
+
+def _mirror(configure: Configure) -> Mirror | None:
+    found = configure.mirror
+    if found is None:
+        return None
+    return Mirror(found.root, msgspec.json.decode(found.keep, type=Keep), found.mount, found.close_timeout_s)
 
 
 async def _nothing_to_release() -> None:
