@@ -45,6 +45,7 @@ class Mirroring:
         source: the first root.
         options: the mirror; None has none, and there is nothing to do.
         send: tells the trainer.
+        on_released: a step is not `in_use` any more; retention may have left it for that.
         incremental: see `MirrorWorker`.
     """
 
@@ -53,11 +54,13 @@ class Mirroring:
         source: Store,
         options: Mirror | None,
         send: Callable[[FromWriter], Awaitable[None]],
+        on_released: Callable[[], Awaitable[None]],
         *,
         incremental: bool = True,
     ) -> None:
         self._options = options
         self._send = send
+        self._on_released = on_released
         self._pace = Pace()
         self._worker = None if options is None else MirrorWorker(source, options, self._pace, incremental=incremental)
         self._limiter = anyio.CapacityLimiter(1)
@@ -154,6 +157,8 @@ class Mirroring:
         try:
             while (info := await self._next(worker)) is not None:
                 await self._copy(worker, info)
+                await self._tell(copying=None)
+                await self._on_released()
         except CopyStoppedError:
             await self._tell(copying=None)  # `finish` says what is missing
         except Exception as error:  # a bug here is no reason to lose a save

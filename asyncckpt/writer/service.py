@@ -104,7 +104,9 @@ class _Service:
         self._frames = frames
         self._store = store
         self._pruner = Pruner(store, msgspec.json.decode(configure.keep, type=Keep))
-        self._mirroring = Mirroring(store, _mirror(configure), self._send, incremental=configure.incremental)
+        self._mirroring = Mirroring(
+            store, _mirror(configure), self._send, self._prune, incremental=configure.incremental
+        )
         self._trainer_pid = configure.trainer_pid
         self._pipeline = Pipeline(
             store,
@@ -118,6 +120,7 @@ class _Service:
         self._queue: MemoryObjectReceiveStream[_PendingSave]
         self._queue_in, self._queue = anyio.create_memory_object_stream[_PendingSave](1_000_000)
         self._send_lock = anyio.Lock()
+        self._prune_lock = anyio.Lock()
         self._logs = LogBuffer()
         if configure.trainer_pid != os.getpid():  # as a thread it logs where the trainer does
             self._logs.install(configure.log_level)
@@ -328,6 +331,10 @@ class _Service:
         return report
 
     async def _prune(self) -> None:
+        async with self._prune_lock:  # after a save and after a copy, which know nothing of each other
+            await self._prune_now()
+
+    async def _prune_now(self) -> None:
         removed: list[Decision] = []
         failure: CheckpointError | None
         try:
