@@ -127,7 +127,7 @@ class SaveDecider:
             now_s=now_s,
             last_step=self._last_step,
             last_s=self._last_s,
-            in_flight=bool(self._running),
+            in_flight=bool(self._running) or self._meter.is_measuring,
             costs=self._meter.costs,
             validation=validation,
             saved=() if validation is None else self._saved_metrics(),

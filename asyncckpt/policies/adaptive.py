@@ -15,6 +15,10 @@ __all__ = ["Adaptive", "young_daly_interval"]
 
 # What is measured is noisy: aiming at the cap itself would exceed it half of the time.
 _HEADROOM = 0.8
+# Before anything is measured: an interval that wastes little whatever saves turn out to cost. One of x times the
+# optimum wastes (1 - x) ** 2 saves per start, so a very early first save would cost a whole one at every restart.
+_FIRST_BY_MTBF = 1 / 20
+_LONGEST_FIRST_S = 300.0
 
 
 def young_daly_interval(cost_s: float, mtbf_s: float) -> float:
@@ -33,13 +37,14 @@ def young_daly_interval(cost_s: float, mtbf_s: float) -> float:
 class Adaptive(When):
     """Due at an interval that follows from what saves are measured to cost.
 
-    With *mtbf* at the Young-Daly optimum, without it as often as the cap allows. In both cases never so
-    often that saving takes more than *max_overhead* of the time (it aims at four fifths of that), that a
-    save is still being written, or more often than *shortest_s*. The interval is a function of the smoothed
-    costs alone, each of which moves by a factor of at most two per save, and so does the interval.
+    With *mtbf* at the Young-Daly optimum, without it as often as the cap allows. In both cases never so often
+    that saving takes more than *max_overhead* of the time (it aims at four fifths of that), that a save is
+    still being written or fewer than five steps went by beside none (its cost could not be told), or more
+    often than *shortest_s*. The interval is a function of the smoothed costs alone, each of which moves by a
+    factor of at most two per save, and so does the interval.
 
-    Time is counted from the last save of any kind. The first save is due after *shortest_s*; until it is
-    durable nothing is known, and no other is due.
+    Time is counted from the last save of any kind. The first save of a run, which tells what saves cost, is due after
+    *shortest_s*, with *mtbf* after a twentieth of that if this is longer, but after 5 minutes at the latest.
 
     Attributes:
         max_overhead: the largest part of the training time that saving may take, between 0 and 1.
@@ -68,7 +73,7 @@ class Adaptive(When):
     def plan(self, costs: Costs | None) -> IntervalReport:
         """The interval for these costs, and what it follows from."""
         if costs is None:
-            return IntervalReport(self.shortest_s, reason="no save has been measured yet; the first one will be")
+            return IntervalReport(self._first_s, reason="no save has been measured yet; the first one will be")
         candidates = [
             (self.shortest_s, "the lower bound shortest_s"),
             (costs.durable_s, "a save must be durable before the next begins"),
@@ -82,3 +87,9 @@ class Adaptive(When):
             candidates.append((optimum, f"sqrt(2 * {costs.cost_s:.3g} s * {self.mtbf:.6g} s) of Young and Daly"))
         interval_s, reason = max(candidates, key=lambda candidate: candidate[0])
         return IntervalReport(interval_s, costs.cost_s, costs.durable_s, costs.cost_s / interval_s, reason)
+
+    @property
+    def _first_s(self) -> float:
+        if self.mtbf is None:
+            return self.shortest_s
+        return max(self.shortest_s, min(self.mtbf * _FIRST_BY_MTBF, _LONGEST_FIRST_S))

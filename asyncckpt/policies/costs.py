@@ -13,6 +13,8 @@ from asyncckpt.policies.moment import Costs
 __all__ = ["CostMeter"]
 
 _NUM_STEPS = 65
+_NUM_STEPS_AFTER = 20
+_NUM_STEPS_BETWEEN = 5
 _WEIGHT = 0.5
 _LARGEST_CHANGE = 2.0
 _SMALLEST_S = 1e-6
@@ -20,10 +22,14 @@ _SMALLEST_S = 1e-6
 
 @dataclass(slots=True)
 class _Window:
-    """Steps from the begin of a save until no save was in flight any more."""
+    """Steps in a row."""
 
     num_steps: int = 0
     seconds: float = 0.0
+
+    def add(self, seconds: float, num_steps: int) -> None:
+        self.num_steps += num_steps
+        self.seconds += seconds
 
 
 class CostMeter:
@@ -35,6 +41,9 @@ class CostMeter:
     then evaluates or waits for data must not make all its steps look slow; the sum, since what a save does
     to single steps is what it costs. The result is never less than the blocked time, which is known exactly.
 
+    Steps right after a save are slower, too: old checkpoints are being removed, caches are cold. So up to 20
+    of them count as beside it, over at most as long as the save took, and until the next one begins.
+
     Estimates are averages with weights that halve from save to save, and each moves by a factor of at
     most two per save: one evaluation beside a save must not double what is known ten times over.
     """
@@ -42,13 +51,24 @@ class CostMeter:
     def __init__(self) -> None:
         self._last_s: float | None = None
         self._alone_s: deque[float] = deque(maxlen=_NUM_STEPS)
-        self._window = _Window()
+        self._beside = _Window()  # from the begin of a save until none was in flight any more
+        self._after = _Window()  # since then
+        self._saves: list[SaveStats] = []  # the durable ones of these windows
+        self._num_alone = 0  # steps beside no save since the latest of them
         self._costs: Costs | None = None
 
     @property
     def costs(self) -> Costs | None:
-        """The estimate; ``None`` before the first save."""
+        """The estimate; ``None`` before the first save was measured."""
         return self._costs
+
+    @property
+    def is_measuring(self) -> bool:
+        """Whether a save now could not be measured: there would be too few steps beside none to compare with.
+
+        Saves that close together would leave an early error in the median there for good.
+        """
+        return bool(self._saves) or self._num_alone < _NUM_STEPS_BETWEEN
 
     def observe(self, now_s: float, in_flight: bool, is_step: bool = True) -> None:
         """A training step ended.
@@ -58,41 +78,53 @@ class CostMeter:
             in_flight: whether any save was in flight at any time since the last observation.
             is_step: False: nothing was trained since then, so that any time it took was that of a save.
         """
-        if self._last_s is not None:
-            seconds = now_s - self._last_s
-            if in_flight:
-                self._window.num_steps += is_step
-                self._window.seconds += seconds
-            elif is_step:
-                self._alone_s.append(seconds)
-        self._last_s = now_s
+        last_s, self._last_s = self._last_s, now_s
+        if last_s is None:
+            return
+        if in_flight:
+            if self._saves:  # another one has begun
+                self._measure()
+            self._beside.add(now_s - last_s, int(is_step))
+            self._num_alone = 0
+        elif self._saves:
+            self._after.add(now_s - last_s, int(is_step))
+            if self._after.num_steps >= _NUM_STEPS_AFTER or self._after.seconds >= self._beside.seconds:
+                self._measure()
+        elif is_step:
+            self._alone_s.append(now_s - last_s)
+            self._num_alone += 1
 
     def skip(self, now_s: float) -> None:
         """What happened since the last observation was no training step (a validation, a restore)."""
         self._last_s = now_s
 
     def add_saves(self, saves: Sequence[SaveStats]) -> None:
-        """These saves, all since the last call, have become durable, and none is in flight any more.
+        """These saves have become durable since the last call, and none is in flight any more.
 
         With none (all have failed) the steps beside them are dropped: what they show is the cost of no save.
         """
-        window, self._window = self._window, _Window()
-        if not saves:
-            return
+        self._saves += saves
+        if not self._saves:
+            self._beside = _Window()
+
+    def _measure(self) -> None:
+        beside, after, saves, before = self._beside, self._after, self._saves, self._costs
+        self._beside, self._after, self._saves = _Window(), _Window(), []
         step_s = statistics.median(self._alone_s) if self._alone_s else 0.0
-        slowed_s = window.seconds - window.num_steps * step_s if self._alone_s else 0.0
-        cost_s = max(sum(save.blocked_s for save in saves), slowed_s) / len(saves)
-        durable_s = max(save.durable_s for save in saves)
-        before = self._costs
+        blocked_s = sum(save.blocked_s for save in saves)
+        slowed_s = beside.seconds + after.seconds - (beside.num_steps + after.num_steps) * step_s
         self._costs = Costs(
             num_saves=len(saves) + (before.num_saves if before else 0),
-            cost_s=_smoothed(before.cost_s if before else None, cost_s),
-            durable_s=_smoothed(before.durable_s if before else None, durable_s),
+            cost_s=_smoothed(
+                before.cost_s if before else None,
+                (max(blocked_s, slowed_s) if self._alone_s else blocked_s) / len(saves),
+            ),
+            durable_s=_smoothed(before.durable_s if before else None, max(save.durable_s for save in saves)),
             step_s=step_s,
         )
 
     def __repr__(self) -> str:
-        return f"<CostMeter {self._costs!r}, {self._window.num_steps} steps beside a save>"
+        return f"<CostMeter {self._costs!r}, {self._beside.num_steps} steps beside a save>"
 
 
 def _smoothed(before: float | None, measured: float) -> float:

@@ -35,7 +35,8 @@ class Moment:
         last_step: step of the last save of any kind that this run began, or restored; ``None`` before
             there is one.
         last_s: *now_s* of that save or restore; before there is one, of the start of the run.
-        in_flight: whether a save is still being written.
+        in_flight: whether a save is still being written, or was until a few steps ago, so that what it
+            or the next one cost could not be told.
         costs: what saves cost; ``None`` before the first one of this run is durable.
         validation: the metrics just given to ``validated()``, when that is the occasion.
         saved: with *validation*: the metrics of every other checkpoint that exists or is being written.

@@ -62,3 +62,10 @@ def test_faults_finds_what_each_saver_survives(tmp_path: Path, saver: str) -> No
     assert flip["detected"] + flip["harmless"] + flip["silently_wrong"] == flip["flips"] == 3
     if saver == "asyncckpt":
         assert results["kill"]["newest_torn"] == flip["silently_wrong"] == 0
+
+
+def test_adaptive_measures_a_run_of_its_own(tmp_path: Path) -> None:
+    results = run("adaptive.py", tmp_path, "--megabytes=8", "--seconds=3", "--shortest=0.2", "--max-overhead=0.5")
+    assert len(results["saves"]) >= 2
+    assert results["report"]["cost_s"] > 0
+    assert all(saved["durable_s"] >= saved["blocked_s"] > 0 for saved in results["saves"])

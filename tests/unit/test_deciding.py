@@ -138,11 +138,12 @@ def test_costs_are_measured_through_the_loop(clock: Clock) -> None:
     durable(promise, blocked_s=0.5, durable_s=25.0)
     clock.now_s += 1.25
     assert decider.after_step(31) is None
+    assert train(decider, clock, iter(range(32, 52)), 1.0) == {}
     report = decider.explain()
     assert report is not None
     assert report.cost_s == pytest.approx(21 * 0.25)
-    assert report.interval_s == pytest.approx(21 * 0.25 / 0.08)  # 65.6 s, of which 26.25 s have passed
-    assert list(train(decider, clock, iter(range(32, 80)), 1.0)) == [71]
+    assert report.interval_s == pytest.approx(21 * 0.25 / 0.08)  # 65.6 s, of which 46.25 s have passed
+    assert list(train(decider, clock, iter(range(52, 80)), 1.0)) == [71]
 
 
 def test_a_validation_is_not_taken_for_the_cost_of_a_save(clock: Clock) -> None:
@@ -157,7 +158,7 @@ def test_a_validation_is_not_taken_for_the_cost_of_a_save(clock: Clock) -> None:
     clock.now_s += 400.0  # evaluated beside the save
     decider.after_validation(12, {})
     durable(promise, blocked_s=0.5, durable_s=403.0)
-    train(decider, clock, iter([13]), 1.0)
+    train(decider, clock, iter(range(13, 40)), 1.0)
     report = decider.explain()
     assert report is not None
     assert report.cost_s == pytest.approx(0.5 + 2 * 0.25)
