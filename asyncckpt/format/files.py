@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ from asyncckpt.format.layout import ArrayLayout, FilePart
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["FileDigest", "decode_file", "encode_file", "read_shard_index"]
+__all__ = ["FileDigest", "FileEncoder", "decode_file", "read_shard_index"]
 
 _CRC_BYTES = 4
 _MISSING = 2**64 - 1
@@ -32,10 +32,12 @@ class FileDigest:
     Attributes:
         stored_bytes: its size.
         stored: XXH3-128 of its bytes, 32 hex digits.
+        raw: XXH3-128 of the raw bytes in it, without padding.
     """
 
     stored_bytes: int
     stored: str
+    raw: str
 
 
 @lru_cache(maxsize=1024)
@@ -48,33 +50,55 @@ def codec_of(layout: ArrayLayout) -> ChunkCodec:
     return _codec(json.dumps(layout.codecs))
 
 
-def encode_file(layout: ArrayLayout, part: FilePart, raw: memoryview, sink: Callable[[Buffer], object]) -> FileDigest:
-    """Encode one file and pass it to *sink* piece by piece, a chunk at a time.
+class FileEncoder:
+    """Encodes one file, a chunk at a time: iterate over it once, and write the pieces in order.
+
+    Each chunk is hashed, encoded and hashed again before the next one is touched, so that all but the
+    first pass over it find it in the cache.
 
     Args:
         layout: of the array.
         part: which file.
         raw: all bytes of the array, C order, little endian.
-        sink: takes the pieces in order.
+        raw_digest: XXH3-128 of the raw bytes of this file, if it is known.
     """
-    codec = codec_of(layout)
-    stored = xxhash.xxh3_128()
-    index = np.full((layout.chunks_per_shard, 2), _MISSING, dtype="<u8")
-    size = 0
-    for slot, start, stop in layout.chunks(part):
-        begin = size
-        for piece in codec.encode(_padded(raw[start:stop], layout.chunk_bytes)):
-            stored.update(piece)
-            sink(piece)
-            size += memoryview(piece).nbytes
-        index[slot] = begin, size - begin
-    if layout.shard_shape is not None:
-        encoded = index.tobytes()
-        encoded += google_crc32c.value(encoded).to_bytes(_CRC_BYTES, "little")
-        stored.update(encoded)
-        sink(encoded)
-        size += len(encoded)
-    return FileDigest(size, stored.hexdigest())
+
+    def __init__(self, layout: ArrayLayout, part: FilePart, raw: memoryview, raw_digest: str | None = None) -> None:
+        self._layout = layout
+        self._part = part
+        self._raw = raw
+        self._known_digest = raw_digest
+        self._raw_hash = xxhash.xxh3_128()
+        self._stored_hash = xxhash.xxh3_128()
+        self._size = 0
+
+    def __iter__(self) -> Iterator[tuple[Buffer, ...]]:
+        """The pieces of each chunk, and those of the index at the end."""
+        layout = self._layout
+        codec = codec_of(layout)
+        index = np.full((layout.chunks_per_shard, 2), _MISSING, dtype="<u8")
+        for slot, start, stop in layout.chunks(self._part):
+            chunk = self._raw[start:stop]
+            if self._known_digest is None:
+                self._raw_hash.update(chunk)
+            begin = self._size
+            yield self._noted(codec.encode(_padded(chunk, layout.chunk_bytes)))
+            index[slot] = begin, self._size - begin
+        if layout.shard_shape is not None:
+            encoded = index.tobytes()
+            yield self._noted((encoded + google_crc32c.value(encoded).to_bytes(_CRC_BYTES, "little"),))
+
+    def _noted(self, pieces: tuple[Buffer, ...]) -> tuple[Buffer, ...]:
+        for piece in pieces:
+            self._stored_hash.update(piece)
+            self._size += memoryview(piece).nbytes
+        return pieces
+
+    @property
+    def digest(self) -> FileDigest:
+        """What the file came to, once all of it was encoded."""
+        raw = self._known_digest or self._raw_hash.hexdigest()
+        return FileDigest(self._size, self._stored_hash.hexdigest(), raw)
 
 
 def _padded(chunk: memoryview, chunk_bytes: int) -> memoryview:

@@ -10,9 +10,14 @@ from typing import Any
 
 from asyncckpt.format.dtypes import DataType
 
-__all__ = ["CHUNK_BYTES", "INLINE_BYTES", "SHARD_BYTES", "ArrayLayout", "FilePart", "plan_layout"]
+__all__ = ["CACHED_CHUNK_BYTES", "CHUNK_BYTES", "INLINE_BYTES", "SHARD_BYTES", "ArrayLayout", "FilePart", "plan_layout"]
 
 CHUNK_BYTES = 4 * 2**20
+"""Raw bytes of a chunk, at most, where one pass over it is most of the work."""
+
+CACHED_CHUNK_BYTES = 256 * 2**10
+"""The same for codecs as fast as memory: what follows the first pass over it stays in a core's own cache."""
+
 SHARD_BYTES = 256 * 2**20
 INLINE_BYTES = 512
 

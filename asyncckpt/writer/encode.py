@@ -1,15 +1,17 @@
-"""Runs one job: compress each file of it straight out of the arena and into the step, or link it when unchanged."""
+"""Files of a step: compressed straight out of the arena, or linked when they did not change."""
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import xxhash
 
-from asyncckpt.format.files import FileDigest, encode_file
+from asyncckpt.format.files import FileEncoder
 from asyncckpt.format.index import FileRecord
 from asyncckpt.format.metadata import encode_array_metadata
 from asyncckpt.repository.commit import StepWriter
@@ -19,7 +21,7 @@ from asyncckpt.writer.previous import PreviousStep
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["JobResult", "put_recorded", "run_job"]
+__all__ = ["FileWriter", "JobResult", "put_recorded"]
 
 # Files up to this size are encoded into memory and written with one call.
 _SMALL_FILE_BYTES = 1 * 2**20
@@ -27,7 +29,7 @@ _SMALL_FILE_BYTES = 1 * 2**20
 
 @dataclass(slots=True)
 class JobResult:
-    """What a job wrote or linked, and the thread-seconds it took."""
+    """What a job wrote or linked, and the thread-seconds it took, without those spent waiting for a core."""
 
     records: list[FileRecord]
     raw_bytes: int = 0
@@ -36,91 +38,98 @@ class JobResult:
     write_s: float = 0.0
 
 
-class _TimedSink:
-    """Measures the time spent below a write callable."""
+class FileWriter:
+    """Writes, or links, the files of one step. Any thread may call it.
 
-    __slots__ = ("_write", "seconds")
-
-    def __init__(self, write: Callable[[Buffer], object]) -> None:
-        self._write = write
-        self.seconds = 0.0
-
-    def __call__(self, data: Buffer) -> None:
-        started = time.perf_counter()
-        self._write(data)
-        self.seconds += time.perf_counter() - started
-
-
-def run_job(job: Job, arena: memoryview, step: StepWriter, previous: PreviousStep) -> JobResult:
-    """Encode and write, or link, every file of *job*. Runs in a worker thread.
+    Encoding takes a core, writing waits for the disk: more threads than cores call this, and *cores*
+    keeps all but so many of them from computing at once. So the disk never waits for a core nor a core
+    for the disk, and training is left the others.
 
     Args:
-        job: files whose tensors lie in *arena*.
-        arena: the staged bytes.
         step: where the files go.
         previous: where unchanged files come from.
-
-    Raises:
-        StorageError: a write failed; the save is lost.
+        cores: how many threads may encode at a time.
     """
-    result = JobResult([])
-    for task in job:
-        _write_file(task, arena, step, previous, result)
-    return result
+
+    def __init__(self, step: StepWriter, previous: PreviousStep, cores: threading.Semaphore) -> None:
+        self._step = step
+        self._previous = previous
+        self._cores = cores
+
+    def run(self, job: Job, arena: memoryview) -> JobResult:
+        """Write every file of *job*, whose tensors lie in *arena*.
+
+        Raises:
+            StorageError: a write failed; the save is lost.
+        """
+        result = JobResult([])
+        for task in job:
+            self._write(task, arena, result)
+        return result
+
+    def _write(self, task: FileTask, arena: memoryview, result: JobResult) -> None:
+        spec = task.spec
+        attributes = {} if spec.torch_dtype is None else {"asyncckpt": {"torch_dtype": spec.torch_dtype}}
+        metadata = encode_array_metadata(task.layout, attributes)
+        if task.is_first:
+            with _timed(result, "write_s"):
+                result.records.append(put_recorded(self._step, f"{spec.key}/zarr.json", metadata))
+        raw = arena[spec.offset : spec.offset + tensor_bytes(spec)]
+        key = f"{spec.key}/{task.part.key}"
+        raw_digest = self._digest_if_unchanged(task, raw, key, result)
+        record = None
+        if raw_digest is not None:
+            with _timed(result, "write_s"):
+                record = self._previous.link(self._step, key, raw_digest, metadata)
+        if record is not None:
+            result.linked_bytes += record.bytes
+        else:
+            encoder = FileEncoder(task.layout, task.part, raw, raw_digest)
+            write = self._stream if task.num_bytes > _SMALL_FILE_BYTES else self._put
+            write(encoder, key, task.num_bytes, result)
+            digest = encoder.digest
+            record = FileRecord(key, digest.stored_bytes, digest.stored, digest.raw)
+        result.records.append(record)
+        result.raw_bytes += task.num_bytes
+
+    def _digest_if_unchanged(self, task: FileTask, raw: memoryview, key: str, result: JobResult) -> str | None:
+        """Digest of the raw bytes, if they may be those of the previous step; only then it pays to read them twice."""
+        part = raw[task.part.start : task.part.stop]
+        with self._cores, _timed(result, "encode_s"):
+            if not self._previous.may_hold(key, part):
+                return None
+            digest: str = xxhash.xxh3_128_hexdigest(part)
+            return digest
+
+    def _put(self, encoder: FileEncoder, key: str, num_bytes: int, result: JobResult) -> None:
+        with self._cores, _timed(result, "encode_s"):
+            pieces = [piece for chunk in encoder for piece in chunk]
+            data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        with _timed(result, "write_s"):
+            self._step.put(key, data)
+
+    def _stream(self, encoder: FileEncoder, key: str, num_bytes: int, result: JobResult) -> None:
+        chunks = iter(encoder)
+        with _timed(result, "write_s"):
+            file = self._step.create(key, num_bytes)
+        with file:
+            while (pieces := self._next(chunks, result)) is not None:
+                with _timed(result, "write_s"):
+                    for piece in pieces:
+                        file.write(piece)
+
+    def _next(self, chunks: Iterator[tuple[Buffer, ...]], result: JobResult) -> tuple[Buffer, ...] | None:
+        with self._cores, _timed(result, "encode_s"):
+            return next(chunks, None)
 
 
-def _write_file(task: FileTask, arena: memoryview, step: StepWriter, previous: PreviousStep, result: JobResult) -> None:
+@contextlib.contextmanager
+def _timed(result: JobResult, name: Literal["encode_s", "write_s"]) -> Iterator[None]:
     started = time.perf_counter()
-    write_s = 0.0
-    spec = task.spec
-    attributes = {} if spec.torch_dtype is None else {"asyncckpt": {"torch_dtype": spec.torch_dtype}}
-    metadata = encode_array_metadata(task.layout, attributes)
-    if task.is_first:
-        before = time.perf_counter()
-        result.records.append(put_recorded(step, f"{spec.key}/zarr.json", metadata))
-        write_s += time.perf_counter() - before
-    raw = arena[spec.offset : spec.offset + tensor_bytes(spec)]
-    key = f"{spec.key}/{task.part.key}"
-    raw_digest = xxhash.xxh3_128_hexdigest(raw[task.part.start : task.part.stop])
-    before = time.perf_counter()
-    record = previous.link(step, key, raw_digest, metadata)
-    write_s += time.perf_counter() - before
-    if record is not None:
-        result.linked_bytes += record.bytes
-    else:
-        write = _stream_file if task.num_bytes > _SMALL_FILE_BYTES else _put_file
-        digest, seconds = write(task, raw, key, step)
-        record = FileRecord(key, digest.stored_bytes, digest.stored, raw_digest)
-        write_s += seconds
-    result.records.append(record)
-    result.raw_bytes += task.num_bytes
-    result.write_s += write_s
-    result.encode_s += time.perf_counter() - started - write_s
-
-
-def _put_file(task: FileTask, raw: memoryview, key: str, step: StepWriter) -> tuple[FileDigest, float]:
-    pieces: list[Buffer] = []
-    digest = encode_file(task.layout, task.part, raw, pieces.append)
-    data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-    before = time.perf_counter()
-    step.put(key, data)
-    return digest, time.perf_counter() - before
-
-
-def _stream_file(task: FileTask, raw: memoryview, key: str, step: StepWriter) -> tuple[FileDigest, float]:
-    before = time.perf_counter()
-    file = step.create(key, task.num_bytes)
-    sink = _TimedSink(file.write)
-    sink.seconds = time.perf_counter() - before
     try:
-        digest = encode_file(task.layout, task.part, raw, sink)
-        before = time.perf_counter()
-        file.close()
-        sink.seconds += time.perf_counter() - before
-    except BaseException:
-        file.abort()
-        raise
-    return digest, sink.seconds
+        yield
+    finally:
+        setattr(result, name, getattr(result, name) + time.perf_counter() - started)
 
 
 def put_recorded(step: StepWriter, key: str, data: bytes) -> FileRecord:

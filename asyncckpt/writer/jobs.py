@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from asyncckpt.format.codecs import resolve_codecs
 from asyncckpt.format.dtypes import DATA_TYPES
-from asyncckpt.format.layout import INLINE_BYTES, ArrayLayout, FilePart, plan_layout
+from asyncckpt.format.layout import CACHED_CHUNK_BYTES, CHUNK_BYTES, INLINE_BYTES, ArrayLayout, FilePart, plan_layout
 from asyncckpt.model import TensorSpec
 from asyncckpt.options import Compression
 
@@ -68,10 +68,17 @@ def plan_jobs(tensors: Sequence[TensorSpec], compression: Compression) -> JobPla
             continue
         num_arrays += 1
         data_type = DATA_TYPES[spec.data_type]
-        layout = plan_layout(spec.shape, data_type, resolve_codecs(compression, data_type))
+        codecs = resolve_codecs(compression, data_type)
+        layout = plan_layout(spec.shape, data_type, codecs, chunk_bytes=_chunk_bytes(compression))
         tasks.extend(FileTask(spec, layout, part, index == 0) for index, part in enumerate(layout.files()))
     tasks.sort(key=lambda task: -task.num_bytes)
     return JobPlan(tuple(_group(tasks)), tuple(inline), num_arrays)
+
+
+def _chunk_bytes(compression: Compression) -> int:
+    # What these two do per byte is so little that memory traffic is what matters. "small" compresses blocks of 1 MiB,
+    # and who lists codecs may have thought of as much.
+    return CACHED_CHUNK_BYTES if compression in ("fast", "none") else CHUNK_BYTES
 
 
 def _group(tasks: Sequence[FileTask]) -> list[Job]:

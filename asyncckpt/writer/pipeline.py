@@ -7,6 +7,7 @@ workers. Memory is bounded by one encode buffer per worker, whatever the size of
 from __future__ import annotations
 
 import base64
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from asyncckpt.options import Compression
 from asyncckpt.repository.catalog import CommittedStep
 from asyncckpt.repository.commit import StepWriter, sync_renames
 from asyncckpt.stores.contract import Store
-from asyncckpt.writer.encode import JobResult, put_recorded, run_job
+from asyncckpt.writer.encode import FileWriter, JobResult, put_recorded
 from asyncckpt.writer.jobs import Job, plan_jobs, tensor_bytes
 from asyncckpt.writer.messages import Save, WriteStats
 from asyncckpt.writer.previous import PreviousStep
@@ -75,15 +76,16 @@ class Pipeline:
     Args:
         store: the checkpoint root.
         compression: preset or codec list for every array.
-        threads: encode threads; each writes what it encoded.
+        threads: how many threads encode at a time. Twice as many take turns, so that writing goes on meanwhile.
         incremental: link what did not change since the previous step, where the store can.
     """
 
     def __init__(self, store: Store, compression: Compression, threads: int, *, incremental: bool = True) -> None:
         self._store = store
         self._compression = compression
-        self._threads = threads
-        self._limiter = anyio.CapacityLimiter(threads)
+        self._num_workers = 2 * threads
+        self._limiter = anyio.CapacityLimiter(self._num_workers)
+        self._cores = threading.Semaphore(threads)
         self._previous = PreviousStep(store, incremental=incremental)
 
     async def write(
@@ -124,9 +126,10 @@ class Pipeline:
         step = await anyio.to_thread.run_sync(StepWriter.begin, self._store, save.step, save.nonce, attempt)
         try:
             written = _Written()
+            files = FileWriter(step, self._previous, self._cores)
             await anyio.to_thread.run_sync(self._previous.begin)
             async for segment in segments:
-                await self._write_segment(segment, step, written, on_progress)
+                await self._write_segment(segment, files, written, on_progress)
                 await segment.release()
             started = time.perf_counter()
             header = await anyio.to_thread.run_sync(self._finish_index, save, step, written)
@@ -147,26 +150,24 @@ class Pipeline:
         )
 
     async def _write_segment(
-        self, segment: Segment, step: StepWriter, written: _Written, on_progress: Callable[[int], Awaitable[None]]
+        self, segment: Segment, files: FileWriter, written: _Written, on_progress: Callable[[int], Awaitable[None]]
     ) -> None:
         plan = await anyio.to_thread.run_sync(lambda: plan_jobs(_decode_tensors(segment.tensors), self._compression))
         written.num_arrays += plan.num_arrays
         for spec in plan.inline:
             written.inline[spec.key] = _inline(spec, segment.buffer)
             written.raw_bytes += tensor_bytes(spec)
-        send, receive = anyio.create_memory_object_stream[Job](self._threads)
+        send, receive = anyio.create_memory_object_stream[Job](self._num_workers)
 
         async def work(jobs: ObjectReceiveStream[Job]) -> None:
             async with jobs:
                 async for job in jobs:
-                    result = await anyio.to_thread.run_sync(
-                        run_job, job, segment.buffer, step, self._previous, limiter=self._limiter
-                    )
+                    result = await anyio.to_thread.run_sync(files.run, job, segment.buffer, limiter=self._limiter)
                     written.add(result)
                     await on_progress(written.raw_bytes)
 
         async with anyio.create_task_group() as tasks, send:
-            for _ in range(self._threads):
+            for _ in range(self._num_workers):
                 tasks.start_soon(work, receive.clone())
             receive.close()
             for job in plan.jobs:

@@ -22,6 +22,7 @@ from asyncckpt.stores.contract import Store
 
 __all__ = ["PreviousStep"]
 
+_BEGINNING_BYTES = 64 * 2**10
 _logger = get_logger("asyncckpt.writer")
 
 
@@ -48,9 +49,10 @@ class _Source:
 class PreviousStep:
     """Links unchanged files of the step being written to those of the newest committed one.
 
-    One save at a time: `begin`, then `link` from any thread, then `remember` if the save was committed.
+    One save at a time: `begin`, then `may_hold` and `link` from any thread, then `remember` if the save was committed.
 
-    State: ``_source`` and ``_is_checked`` are guarded by ``_lock`` while a save runs.
+    State: ``_source``, ``_beginnings`` and ``_is_checked`` are guarded by ``_lock`` while a save runs;
+    ``_new_beginnings`` gets one entry per file, each from one thread.
 
     Args:
         store: the root.
@@ -62,6 +64,9 @@ class PreviousStep:
         self._is_enabled = incremental and store.properties.hard_links
         self._lock = threading.Lock()
         self._source: _Source | None = None
+        # Of the files of the source; None when it was read from storage, which does not tell.
+        self._beginnings: Mapping[str, str] | None = None
+        self._new_beginnings: dict[str, str] = {}
         self._is_checked = False
 
     def __repr__(self) -> str:
@@ -71,9 +76,25 @@ class PreviousStep:
     def begin(self) -> None:
         """A save begins. The first one of this process looks for what an earlier one committed. Never raises."""
         self._is_checked = False
+        self._new_beginnings = {}
         if self._is_enabled and self._source is None:
             self._source = self._read_newest()
             self._is_checked = True
+
+    def may_hold(self, key: str, raw: memoryview) -> bool:
+        """Whether the previous step may hold *raw* as its chunk or shard file *key*.
+
+        Training changes nearly every file, and a changed one shows it in its beginning. So the digest of all of
+        it, which `link` wants, is worth a pass over the memory only when the beginning is the same.
+        """
+        if not self._is_enabled:
+            return False
+        beginning = self._new_beginnings[key] = xxhash.xxh3_128_hexdigest(raw[:_BEGINNING_BYTES])
+        with self._lock:
+            source, beginnings = self._source, self._beginnings
+        if source is None or key not in source.files:
+            return False
+        return beginnings is None or beginnings.get(key) == beginning
 
     def link(self, step: StepWriter, key: str, raw: str, metadata: bytes) -> FileRecord | None:
         """Link the chunk or shard file *key* into *step*, if the previous step has the same.
@@ -104,6 +125,7 @@ class PreviousStep:
         """*step* is committed and durable; the next save links to it."""
         if self._is_enabled:
             self._source = _Source(step, nonce, {record.key: record for record in records})
+            self._beginnings = self._new_beginnings
 
     def _current_source(self) -> _Source | None:
         """The source, after making sure, once per save, that it was not deleted or set aside meanwhile."""
@@ -112,6 +134,7 @@ class PreviousStep:
                 self._is_checked = True
                 if self._source is not None and not self._is_committed(self._source):
                     self._source = self._read_newest()
+                    self._beginnings = None
             return self._source
 
     def _is_committed(self, source: _Source) -> bool:

@@ -6,7 +6,6 @@ Guessing a digest would keep a fuzzer outside. Whatever ends in anything but a d
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import time
 import warnings
@@ -18,7 +17,7 @@ from forge import digest, index_files, seal_header, seal_header_bytes, with_crc
 from asyncckpt.errors import CorruptError, UnsupportedStateError
 from asyncckpt.format.codecs import resolve_codecs
 from asyncckpt.format.dtypes import DATA_TYPES
-from asyncckpt.format.files import decode_file, encode_file
+from asyncckpt.format.files import FileEncoder, decode_file
 from asyncckpt.format.header import IndexRef, decode_header_file, info_from_header
 from asyncckpt.format.index import decode_index
 from asyncckpt.format.layout import ArrayLayout, plan_layout
@@ -153,8 +152,8 @@ def seeds() -> list[tuple[int, bytes]]:
     found += [(1, json.dumps({name: value}).encode()) for name, value in TREE.items()]
     for number, layout in enumerate(_LAYOUTS):
         found.append((3, encode_array_metadata(layout, {"asyncckpt": {"torch_dtype": "complex32"}})))
-        stored = io.BytesIO()
-        encode_file(layout, next(iter(layout.files())), memoryview(raw), stored.write)
+        encoder = FileEncoder(layout, next(iter(layout.files())), memoryview(raw))
+        stored = b"".join(piece for chunk in encoder for piece in chunk)
         end = None if layout.shard_shape is None else -4
-        found.append((4, bytes([number]) + stored.getvalue()[:end]))
+        found.append((4, bytes([number]) + stored[:end]))
     return found

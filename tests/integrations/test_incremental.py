@@ -116,7 +116,8 @@ def test_frozen_files_are_shared_and_the_others_are_new(tmp_path: Path, faults: 
 
 
 def test_only_the_shard_files_that_changed_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "plan_layout", partial(plan_layout, chunk_bytes=2**12, shard_bytes=2**16))
+    monkeypatch.setattr(jobs, "_chunk_bytes", lambda _: 2**12)
+    monkeypatch.setattr(jobs, "plan_layout", partial(plan_layout, shard_bytes=2**16))
     state = {"embedding": torch.randn(1024, 64)}
     with run(tmp_path, state) as ckpt:
         save(ckpt, 1)

@@ -13,7 +13,7 @@ import zarr
 
 from asyncckpt.format.codecs import resolve_codecs
 from asyncckpt.format.dtypes import DATA_TYPES
-from asyncckpt.format.files import encode_file
+from asyncckpt.format.files import FileEncoder
 from asyncckpt.format.layout import plan_layout
 from asyncckpt.format.metadata import encode_array_metadata
 from asyncckpt.interop import register_zarr_dtypes
@@ -34,7 +34,7 @@ def write(directory: Path, name: str, compression: Any) -> np.ndarray:
     (directory / "zarr.json").write_bytes(encode_array_metadata(layout, {}))
     for part in layout.files():
         with (directory / part.key).open("wb") as file:
-            encode_file(layout, part, memoryview(raw), file.write)
+            file.writelines(piece for chunk in FileEncoder(layout, part, memoryview(raw)) for piece in chunk)
     return raw
 
 

@@ -13,7 +13,7 @@ import xxhash
 from asyncckpt.errors import CorruptCheckpointError
 from asyncckpt.format.codecs import resolve_codecs
 from asyncckpt.format.dtypes import DATA_TYPES
-from asyncckpt.format.files import FileDigest, decode_file, encode_file, read_shard_index
+from asyncckpt.format.files import FileDigest, FileEncoder, decode_file, read_shard_index
 from asyncckpt.format.layout import ArrayLayout, FilePart, plan_layout
 
 MISSING = 2**64 - 1
@@ -33,9 +33,9 @@ def noise(num_bytes: int) -> memoryview:
 
 
 def encode(layout: ArrayLayout, part: FilePart, raw: memoryview) -> tuple[bytes, FileDigest]:
-    pieces: list[bytes] = []
-    digest = encode_file(layout, part, raw, lambda piece: pieces.append(bytes(piece)))
-    return b"".join(pieces), digest
+    encoder = FileEncoder(layout, part, raw)
+    stored = b"".join(bytes(piece) for chunk in encoder for piece in chunk)
+    return stored, encoder.digest
 
 
 @pytest.mark.parametrize("compression", COMPRESSIONS)
@@ -49,6 +49,7 @@ def test_files_decode_to_what_they_were_made_of(compression: Any, name: str, sha
         stored, digest = encode(layout, part, raw)
         assert digest.stored_bytes == len(stored)
         assert digest.stored == xxhash.xxh3_128_hexdigest(stored)
+        assert digest.raw == xxhash.xxh3_128_hexdigest(raw[part.start : part.stop])
         before = bytes(out)
         decode_file(layout, part, memoryview(stored), memoryview(out))
         # Nothing outside its part is touched.
