@@ -20,7 +20,8 @@ SHUFFLES = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}
 
 _CNAMES = ("lz4", "lz4hc", "blosclz", "zstd", "zlib")  # numcodecs is built without snappy
 _PRESETS: dict[str, dict[str, Any] | None] = {
-    "fast": {"cname": "lz4", "clevel": 1, "shuffle": "bitshuffle", "blocksize": 0},
+    # Blocks of 64 KiB come 0.2 % smaller than the automatic ones, at the same speed.
+    "fast": {"cname": "lz4", "clevel": 1, "shuffle": "bitshuffle", "blocksize": 2**16},
     # blosc's automatic block size for zstd level 1 is so small that half of the gain is lost.
     "small": {"cname": "zstd", "clevel": 1, "shuffle": "shuffle", "blocksize": 2**20},
     "none": None,
@@ -108,7 +109,7 @@ def _resolve_list(text: str, data_type: DataType) -> tuple[CodecJson, ...]:
 
 def _with_defaults(codec: CodecJson, data_type: DataType) -> CodecJson:
     defaults = {
-        "blosc": {"typesize": data_type.itemsize, **(_PRESETS["fast"] or {})},
+        "blosc": {"typesize": data_type.itemsize, **(_PRESETS["fast"] or {}), "blocksize": 0},
         "gzip": {"level": 5},
         "zstd": {"level": 0, "checksum": False},
     }.get(str(codec.get("name")))

@@ -21,6 +21,8 @@ CACHED_CHUNK_BYTES = 256 * 2**10
 SHARD_BYTES = 256 * 2**20
 INLINE_BYTES = 512
 
+_SHUFFLED_ELEMENTS = 8
+
 Shape = tuple[int, ...]
 CodecJson = Mapping[str, Any]
 
@@ -166,7 +168,9 @@ def _plan_shapes(shape: Shape, itemsize: int, chunk_bytes: int, shard_bytes: int
         len(shape) - 1,
     )
     row = math.prod(shape[axis + 1 :]) * itemsize
-    length = _balanced(shape[axis], max(1, chunk_bytes // row))
+    # blosc cannot bitshuffle, and so hardly compresses, a number of elements that is no multiple of 8.
+    unit = _SHUFFLED_ELEMENTS // math.gcd(_SHUFFLED_ELEMENTS, math.prod(shape[axis + 1 :]))
+    length = _balanced(shape[axis], max(1, chunk_bytes // row), unit)
     ones = (1,) * axis
     chunk_shape = (*ones, length, *shape[axis + 1 :])
     num_chunks = -(-shape[axis] // length)
@@ -179,10 +183,13 @@ def _plan_shapes(shape: Shape, itemsize: int, chunk_bytes: int, shard_bytes: int
     return chunk_shape, (*ones[:-1], rows, num_chunks * length, *shape[axis + 1 :])
 
 
-def _balanced(total: int, most: int) -> int:
-    """Length of equal parts of *total*, none longer than *most*."""
+def _balanced(total: int, most: int, unit: int = 1) -> int:
+    """Length of equal parts of *total*, none longer than *most*; a multiple of *unit* where that is possible."""
+    if most < unit or total < unit:
+        unit = 1
+    most -= most % unit
     parts = -(-total // most)
-    return -(-total // parts)
+    return -(-total // parts // unit) * unit
 
 
 def _grid(shape: Shape, file_shape: Shape) -> Shape:

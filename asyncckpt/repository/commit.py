@@ -248,6 +248,10 @@ class _StepSink(FileSink):
         self._step = step
         self._sink = sink
 
+    @property
+    def room_bytes(self) -> int:
+        return self._sink.room_bytes
+
     def write(self, buffer: Buffer, /) -> None:
         with self._noting():
             self._sink.write(buffer)

@@ -76,6 +76,11 @@ class FileSink(Protocol):
 
     __slots__ = ()
 
+    @property
+    def room_bytes(self) -> int:
+        """How many bytes `write` takes at present without waiting for the storage; 0 when it may always wait."""
+        return 0
+
     def write(self, buffer: Buffer, /) -> None:
         """Append *buffer* (C-contiguous); it may be reused as soon as this returns.
 

@@ -58,6 +58,11 @@ class LocalSink(FileSink):
         state = "closed" if self._fd < 0 else "direct" if self._is_direct else "buffered"
         return f"LocalSink({self._key!r}, {state}, bytes={self._offset + self._used})"
 
+    @property
+    def room_bytes(self) -> int:
+        # One byte less than is free: a buffer that is full is written at once.
+        return 0 if self._staging is None else BUFFER_BYTES - self._used - 1
+
     def write(self, buffer: Buffer, /) -> None:
         view = memoryview(buffer)
         if view.nbytes:  # an empty view may have a shape that cannot be cast

@@ -15,6 +15,7 @@ from asyncckpt.format.files import FileEncoder
 from asyncckpt.format.index import FileRecord
 from asyncckpt.format.metadata import encode_array_metadata
 from asyncckpt.repository.commit import StepWriter
+from asyncckpt.stores.contract import FileSink
 from asyncckpt.writer.jobs import FileTask, Job, tensor_bytes
 from asyncckpt.writer.previous import PreviousStep
 
@@ -113,14 +114,22 @@ class FileWriter:
         with _timed(result, "write_s"):
             file = self._step.create(key, num_bytes)
         with file:
-            while (pieces := self._next(chunks, result)) is not None:
+            while pieces := self._encode_until_full(chunks, file, result):
                 with _timed(result, "write_s"):
                     for piece in pieces:
                         file.write(piece)
 
-    def _next(self, chunks: Iterator[tuple[Buffer, ...]], result: JobResult) -> tuple[Buffer, ...] | None:
+    def _encode_until_full(
+        self, chunks: Iterator[tuple[Buffer, ...]], file: FileSink, result: JobResult
+    ) -> tuple[Buffer, ...]:
+        """Encode into the buffer of *file* without letting go of the core; the pieces for which it has to be written."""
         with self._cores, _timed(result, "encode_s"):
-            return next(chunks, None)
+            for pieces in chunks:
+                if sum(memoryview(piece).nbytes for piece in pieces) > file.room_bytes:
+                    return pieces
+                for piece in pieces:
+                    file.write(piece)
+        return ()
 
 
 @contextlib.contextmanager

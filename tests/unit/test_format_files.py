@@ -60,7 +60,7 @@ def test_files_decode_to_what_they_were_made_of(compression: Any, name: str, sha
 
 def test_chunks_at_the_boundary_are_padded_with_zeros() -> None:
     layout = plan((129,), [{"name": "bytes"}])
-    assert (layout.chunk_shape, layout.shard_shape) == ((43,), (129,))
+    assert (layout.chunk_shape, layout.shard_shape) == ((48,), (144,))
     layout = ArrayLayout((100,), layout.data_type, (64,), (128,), layout.codecs)
     (part,) = layout.files()
     raw = noise(100)
@@ -68,9 +68,13 @@ def test_chunks_at_the_boundary_are_padded_with_zeros() -> None:
     assert stored[:128] == bytes(raw) + bytes(28)
 
 
+def four_chunks_of_50() -> ArrayLayout:
+    data_type = DATA_TYPES["uint8"]
+    return ArrayLayout((200,), data_type, (50,), (200,), resolve_codecs([{"name": "bytes"}], data_type))
+
+
 def test_a_shard_is_its_chunks_and_then_their_index() -> None:
-    layout = plan((200,), [{"name": "bytes"}])  # 4 chunks of 50
-    assert layout.chunks_per_shard == 4
+    layout = four_chunks_of_50()
     (part,) = layout.files()
     raw = noise(200)
     stored, _ = encode(layout, part, raw)
@@ -94,7 +98,7 @@ def test_slots_outside_the_array_are_marked_missing() -> None:
 
 @pytest.fixture
 def shard() -> tuple[ArrayLayout, FilePart, bytes]:
-    layout = plan((200,), [{"name": "bytes"}])
+    layout = four_chunks_of_50()
     (part,) = layout.files()
     return layout, part, encode(layout, part, noise(200))[0]
 
