@@ -61,7 +61,8 @@ class Writer:
     Attributes:
         kind: ``"process"`` runs the writer as its own process; ``"thread"`` runs the same pipeline
             in this process (platforms without descriptor passing, and tests).
-        threads: threads that compress and write; ``None`` takes the CPUs left beside the trainer.
+        threads: threads that compress and write; ``None`` lets as many compress as there are CPUs that nobody
+            else uses at the moment, at least one and at most eight, while others write.
         nice: niceness of the writer process, 0 to 19.
         restarts: how often a writer that died or was stopped is replaced before a save fails with
             `WriterDiedError`; the count starts anew with every committed save.

@@ -11,7 +11,6 @@ import msgspec
 from asyncckpt.options import Compression, Writer
 from asyncckpt.policies.keep import Keep
 from asyncckpt.policies.mirror import Mirror
-from asyncckpt.processes import available_cpus
 from asyncckpt.repository.lock import RunLock
 from asyncckpt.writer.client import WriterClient, WriterNews
 from asyncckpt.writer.link import Link, ProcessLink, ThreadLink, can_start_process
@@ -58,7 +57,7 @@ def start_writer(
         root=url,
         trainer_pid=os.getpid(),
         compression=compression,
-        threads=options.threads or _default_threads(),
+        threads=options.threads,
         log_level=wanted_level(),
         keep=msgspec.Raw(msgspec.json.encode(keep)),
         incremental=options.incremental,
@@ -74,8 +73,3 @@ def _mirror_to(mirror: Mirror, keep: Keep) -> MirrorTo:
         mount=None if mirror.mount is None else os.fspath(mirror.mount),
         close_timeout_s=mirror.close_timeout_s,
     )
-
-
-def _default_threads() -> int:
-    # Half of them: on two cores a second thread would take the trainer's (steps 25 % slower instead of 3-9 %).
-    return max(1, min(8, available_cpus() // 2))

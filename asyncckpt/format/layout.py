@@ -22,6 +22,7 @@ SHARD_BYTES = 256 * 2**20
 INLINE_BYTES = 512
 
 _SHUFFLED_ELEMENTS = 8
+_MORE_PARTS = 16
 
 Shape = tuple[int, ...]
 CodecJson = Mapping[str, Any]
@@ -144,7 +145,7 @@ def plan_layout(
 ) -> ArrayLayout:
     """Choose chunks of about *chunk_bytes*, and shards of at most about *shard_bytes*, for a tensor.
 
-    Chunks are balanced: as many as needed, each as small as that allows, so that padding is minimal.
+    Chunks are balanced: about as many as needed, each as small as that allows, so that padding is minimal.
 
     Args:
         shape: shape of a tensor that is not empty.
@@ -170,7 +171,7 @@ def _plan_shapes(shape: Shape, itemsize: int, chunk_bytes: int, shard_bytes: int
     row = math.prod(shape[axis + 1 :]) * itemsize
     # blosc cannot bitshuffle, and so hardly compresses, a number of elements that is no multiple of 8.
     unit = _SHUFFLED_ELEMENTS // math.gcd(_SHUFFLED_ELEMENTS, math.prod(shape[axis + 1 :]))
-    length = _balanced(shape[axis], max(1, chunk_bytes // row), unit)
+    length = _least_padded(shape[axis], max(1, chunk_bytes // row), unit)
     ones = (1,) * axis
     chunk_shape = (*ones, length, *shape[axis + 1 :])
     num_chunks = -(-shape[axis] // length)
@@ -183,13 +184,22 @@ def _plan_shapes(shape: Shape, itemsize: int, chunk_bytes: int, shard_bytes: int
     return chunk_shape, (*ones[:-1], rows, num_chunks * length, *shape[axis + 1 :])
 
 
-def _balanced(total: int, most: int, unit: int = 1) -> int:
-    """Length of equal parts of *total*, none longer than *most*; a multiple of *unit* where that is possible."""
+def _balanced(total: int, most: int) -> int:
+    """Length of equal parts of *total*, none longer than *most*."""
+    parts = -(-total // most)
+    return -(-total // parts)
+
+
+def _least_padded(total: int, most: int, unit: int) -> int:
+    """Length of equal parts of *total*, none longer than *most*; a multiple of *unit* where that is possible.
+
+    The last part is padded to that length. A few more and shorter parts than needed often need no padding.
+    """
     if most < unit or total < unit:
         unit = 1
-    most -= most % unit
-    parts = -(-total // most)
-    return -(-total // parts // unit) * unit
+    fewest = -(-total // (most - most % unit))
+    lengths = (-(-total // parts // unit) * unit for parts in range(fewest, fewest + min(fewest, _MORE_PARTS)))
+    return min(lengths, key=lambda length: -total % length)  # of equal ones the first, and longest
 
 
 def _grid(shape: Shape, file_shape: Shape) -> Shape:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from asyncckpt.format.index import FileRecord
 from asyncckpt.format.metadata import encode_array_metadata
 from asyncckpt.repository.commit import StepWriter
 from asyncckpt.stores.contract import FileSink
+from asyncckpt.writer.cores import CoreBudget
 from asyncckpt.writer.jobs import FileTask, Job, tensor_bytes
 from asyncckpt.writer.previous import PreviousStep
 
@@ -52,7 +52,7 @@ class FileWriter:
         cores: how many threads may encode at a time.
     """
 
-    def __init__(self, step: StepWriter, previous: PreviousStep, cores: threading.Semaphore) -> None:
+    def __init__(self, step: StepWriter, previous: PreviousStep, cores: CoreBudget) -> None:
         self._step = step
         self._previous = previous
         self._cores = cores
@@ -122,7 +122,7 @@ class FileWriter:
     def _encode_until_full(
         self, chunks: Iterator[tuple[Buffer, ...]], file: FileSink, result: JobResult
     ) -> tuple[Buffer, ...]:
-        """Encode into the buffer of *file* without letting go of the core; the pieces for which it has to be written."""
+        """Encode into the buffer of *file*, on one core all the while; the pieces for which it must be written."""
         with self._cores, _timed(result, "encode_s"):
             for pieces in chunks:
                 if sum(memoryview(piece).nbytes for piece in pieces) > file.room_bytes:

@@ -62,7 +62,7 @@ class Configure(msgspec.Struct, frozen=True, tag="configure"):
     root: str
     trainer_pid: int
     compression: str | list[dict[str, Any]]
-    threads: int
+    threads: int | None
     log_level: int
     keep: msgspec.Raw
     incremental: bool = True

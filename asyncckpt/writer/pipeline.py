@@ -7,7 +7,6 @@ workers. Memory is bounded by one encode buffer per worker, whatever the size of
 from __future__ import annotations
 
 import base64
-import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from asyncckpt.options import Compression
 from asyncckpt.repository.catalog import CommittedStep
 from asyncckpt.repository.commit import StepWriter, sync_renames
 from asyncckpt.stores.contract import Store
+from asyncckpt.writer.cores import choose_workers
 from asyncckpt.writer.encode import FileWriter, JobResult, put_recorded
 from asyncckpt.writer.jobs import Job, plan_jobs, tensor_bytes
 from asyncckpt.writer.messages import Save, WriteStats
@@ -76,16 +76,24 @@ class Pipeline:
     Args:
         store: the checkpoint root.
         compression: preset or codec list for every array.
-        threads: how many threads encode at a time. Twice as many take turns, so that writing goes on meanwhile.
+        threads: see `options.Writer`.
         incremental: link what did not change since the previous step, where the store can.
+        is_own_process: see `cores.choose_workers`.
     """
 
-    def __init__(self, store: Store, compression: Compression, threads: int, *, incremental: bool = True) -> None:
+    def __init__(
+        self,
+        store: Store,
+        compression: Compression,
+        threads: int | None,
+        *,
+        incremental: bool = True,
+        is_own_process: bool = False,
+    ) -> None:
         self._store = store
         self._compression = compression
-        self._num_workers = 2 * threads
+        self._num_workers, self._cores = choose_workers(threads, is_own_process=is_own_process)
         self._limiter = anyio.CapacityLimiter(self._num_workers)
-        self._cores = threading.Semaphore(threads)
         self._previous = PreviousStep(store, incremental=incremental)
 
     async def write(

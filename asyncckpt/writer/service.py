@@ -113,6 +113,7 @@ class _Service:
             configure.compression,  # type: ignore[arg-type]
             configure.threads,
             incremental=configure.incremental,
+            is_own_process=configure.trainer_pid != os.getpid(),
         )
         self._arenas: dict[int, Arena] = {}
         self._pending: dict[int, _PendingSave] = {}

@@ -287,6 +287,21 @@ def test_within_a_run_the_writer_remembers_what_it_wrote(tmp_path: Path) -> None
         assert_whole(ckpt, 2, state)
 
 
+def test_the_beginning_of_a_file_does_not_vouch_for_the_rest(tmp_path: Path) -> None:
+    state: State = {"embedding": torch.randn(1000, 1000), "frozen": torch.randn(1000, 1000)}
+    with run(tmp_path, state) as ckpt:
+        save(ckpt, 1)
+        state["embedding"][-1] += 1
+        stats = save(ckpt, 2)
+        assert_whole(ckpt, 2, state)
+        state["frozen"][0] += 1  # what was linked once is followed like what was written
+        save(ckpt, 3)
+        assert_whole(ckpt, 3, state)
+    assert stats.linked_bytes > 0
+    assert shared(tmp_path, 1, 2) == {"frozen/c.0.0"}
+    assert shared(tmp_path, 2, 3) == {"embedding/c.0.0"}
+
+
 def flip_a_byte(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
