@@ -65,7 +65,8 @@ if TYPE_CHECKING:  # what type checkers and editors see; `_HOMES` is what runs, 
     )
     from asyncckpt.options import Staging, Writer
     from asyncckpt.policies import Adaptive, AtSteps, Best, Every, Keep, Mirror, Moment, Validation, When
-    from asyncckpt.state import RNG, register_type
+    from asyncckpt.provenance import run_metadata
+    from asyncckpt.state import RNG, TrainingState, register_type
     from asyncckpt.telemetry import JsonLines
 
 __version__ = "0.1.0"
@@ -115,7 +116,8 @@ _HOMES = {
     ),
     "asyncckpt.options": ("Staging", "Writer"),
     "asyncckpt.policies": ("Adaptive", "AtSteps", "Best", "Every", "Keep", "Mirror", "Moment", "Validation", "When"),
-    "asyncckpt.state": ("RNG", "register_type"),
+    "asyncckpt.provenance": ("run_metadata",),
+    "asyncckpt.state": ("RNG", "TrainingState", "register_type"),
     "asyncckpt.telemetry": ("JsonLines",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -162,6 +164,7 @@ __all__ = [
     "Statistics",
     "StepExistsError",
     "StorageError",
+    "TrainingState",
     "UnsupportedFormatError",
     "UnsupportedStateError",
     "UsageError",
@@ -175,6 +178,7 @@ __all__ = [
     "open",
     "open_zarr",
     "register_type",
+    "run_metadata",
     "save_sync",
 ]
 

@@ -238,14 +238,10 @@ class Trainer:
         )
         self.loader = TextLoader(read_corpus(), batch_size, config.block_size, seed)
 
-    def state(self) -> dict[str, Any]:
-        return {
-            "model": self.model,
-            "optimizer": self.optimizer,
-            "scheduler": self.scheduler,
-            "loader": self.loader,
-            "rng": ac.RNG(),
-        }
+    def state(self) -> ac.TrainingState:
+        return ac.TrainingState(
+            model=self.model, optimizer=self.optimizer, scheduler=self.scheduler, loader=self.loader
+        )
 
     def step(self) -> float:
         """One optimizer step; returns the loss."""

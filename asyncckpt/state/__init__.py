@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from asyncckpt.state.registry import register_type
 from asyncckpt.state.rng import RNG
+from asyncckpt.state.training import TrainingState
 
-__all__ = ["RNG", "register_type"]
+__all__ = ["RNG", "TrainingState", "register_type"]

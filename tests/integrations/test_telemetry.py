@@ -49,12 +49,19 @@ def fields_of(told: list[ac.Event], name: str, step: int | None = None) -> Any:
 
 
 def test_a_run_tells_its_story(tmp_path: Path, writer: ac.Writer, told: list[ac.Event]) -> None:
-    state = {"w": torch.randn(100_000)}
-    with ac.Checkpointer(tmp_path, state, keep=ac.Keep(last=2), writer=writer, on_event=told.append) as ckpt:
+    state, pruned = {"w": torch.randn(100_000)}, threading.Event()
+
+    def listen(event: ac.Event) -> None:
+        told.append(event)
+        if event.name == "checkpoint.pruned":
+            pruned.set()
+
+    with ac.Checkpointer(tmp_path, state, keep=ac.Keep(last=2), writer=writer, on_event=listen) as ckpt:
         assert ckpt.restore() is None
         for step in (1, 2, 3):
-            saving = ckpt.save(step, kind="manual")
+            saving = ckpt.save(step, kind="emergency")
             saving.result(TIMEOUT_S)
+        assert pruned.wait(TIMEOUT_S)
         ckpt.restore(2)
         ckpt.delete(2)
     assert [told[0].name, told[-1].name] == ["checkpointer.opened", "checkpointer.closed"]
@@ -66,7 +73,7 @@ def test_a_run_tells_its_story(tmp_path: Path, writer: ac.Writer, told: list[ac.
         name: getattr(saving.stats, name) for name in ("durable_s", "stored_bytes", "commit_s", "blocked_s")
     }
     assert (durable["kind"], durable["raw_bytes"], Path(durable["path"])) == (
-        "manual",
+        "emergency",
         400_000,
         tmp_path / "step-00000003",
     )
