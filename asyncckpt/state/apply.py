@@ -12,7 +12,7 @@ from asyncckpt.errors import InvalidOptionError
 from asyncckpt.format.tree import Node
 from asyncckpt.model import Mismatch
 from asyncckpt.state.fresh import Fresh, ScratchTensors
-from asyncckpt.state.loader import GENERATORS, Copies, Loader, copy_all
+from asyncckpt.state.loader import GENERATORS, Copies, Loader, Transfer
 from asyncckpt.state.merge import MergedTuple, Part, Take
 from asyncckpt.state.planner import Planner
 from asyncckpt.state.selection import Only, Selection
@@ -52,8 +52,9 @@ class ApplyPlan:
 
         Whatever may fail comes first: checks, memory, and the user's own code (``load_state_dict`` of
         objects, hooks, subclasses), which is undone if any of it raises. Copies into parameters,
-        moments and plain tensors come last and cannot fail. Random generators are set after all other
-        objects, so that nothing draws from them.
+        moments and plain tensors come last and cannot fail; on return they are complete, whatever
+        stream the caller uses. Random generators are set after all other objects, so that nothing
+        draws from them.
 
         Args:
             tensors: the arrays of `keys`, on the CPU. Nothing refers to their memory afterwards.
@@ -70,10 +71,10 @@ class ApplyPlan:
         values = {name: part.evaluate(fresh, updates) for name, part in self._parts.items()}
         loaders = sorted(self._planner.loaders, key=lambda loader: loader.rank)
         _prepare_all(loaders, fresh)
-        _load_all(loaders)
+        transfer = _load_all(loaders, copies)
+        transfer.run()
         for loader in loaders:
             loader.finish()
-        copy_all(copies)
         for target, source in arrays:
             np.copyto(target, source)
         for update in updates:
@@ -99,14 +100,17 @@ def _prepare_all(loaders: list[Loader], fresh: Fresh) -> None:
         raise
 
 
-def _load_all(loaders: list[Loader]) -> None:
+def _load_all(loaders: list[Loader], copies: Copies) -> Transfer:
+    """Load everything, and take the memory for all copies: *copies* and those of the loaders."""
     begun: list[Loader] = []
     try:
         for loader in loaders:
             begun.append(loader)
             loader.load()
+        return Transfer([*copies, *(pair for loader in loaders for pair in loader.copies)])
     except BaseException as error:
-        error.add_note(f"asyncckpt: while restoring {begun[-1].path!r}; what had been loaded was put back")
+        what = repr(begun[-1].path) if begun else "tensors"
+        error.add_note(f"asyncckpt: while restoring {what}; what had been loaded was put back")
         # Generators were taken down before anything else could draw from them, and undoing may draw, too.
         generators = [loader for loader in loaders if loader.rank == GENERATORS]
         _undo_all([*reversed([loader for loader in begun if loader.rank != GENERATORS]), *generators], error)

@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from asyncckpt.errors import StateMismatchError
 from asyncckpt.state.backup import ModuleBackup
 from asyncckpt.state.fresh import Fresh
-from asyncckpt.state.loader import Copies, copy_all
+from asyncckpt.state.loader import Copies
 from asyncckpt.state.modules import ModuleState
 from asyncckpt.state.problems import Problems, why_tensor_differs
 from asyncckpt.state.registry import codec_for
@@ -90,7 +90,7 @@ def _has_own_code(part: nn.Module) -> bool:
 class ModuleLoader:
     """Loads one module.
 
-    Without code of its own, its tensors are written into in `finish`, which cannot fail and needs no
+    Without code of its own, its tensors are written into by the copies, which cannot fail and need no
     backup of a large model. (``load_state_dict`` would do the same; torch's takes a second for 10,000
     tensors, and waits for each.) Otherwise ``load_state_dict`` runs in `load`, with tensors it may
     keep, and with a backup in host memory.
@@ -126,7 +126,7 @@ class ModuleLoader:
         self._strict = strict
         self._own_code = own_code
         self._value: OrderedDict[str, Any] = OrderedDict()
-        self._copies: Copies = []
+        self.copies: Copies = []
         self._backup: ModuleBackup | None = None
 
     def array_keys(self) -> Iterator[str]:
@@ -135,7 +135,7 @@ class ModuleLoader:
     def prepare(self, fresh: Fresh) -> None:
         live = self._state.live
         if not self._own_code:
-            self._copies = [(live[key], fresh.source(stored)) for key, stored in self._entries.items()]
+            self.copies = [(live[key], fresh.source(stored)) for key, stored in self._entries.items()]
             return
         for key, stored in self._entries.items():
             present = live.get(key)
@@ -167,8 +167,7 @@ class ModuleLoader:
             self._backup.restore()
 
     def finish(self) -> None:
-        copy_all(self._copies)
-        self._value, self._copies, self._backup = OrderedDict(), [], None
+        self._value, self.copies, self._backup = OrderedDict(), [], None
 
     def _live_metadata(self, metadata: Mapping[str, Any]) -> OrderedDict[str, Any]:
         """Versions under the names the live module uses, wrappers included."""

@@ -10,7 +10,7 @@ import torch
 
 from asyncckpt.state.backup import TensorBackup, copied
 from asyncckpt.state.fresh import Fresh, owned_copy
-from asyncckpt.state.loader import Copies, copy_all
+from asyncckpt.state.loader import Copies
 from asyncckpt.state.match_optimizer import OptimizerMatch
 from asyncckpt.state.optimizer import OptimizerView, StoredOptimizer
 from asyncckpt.state.stored import StoredCustom, StoredTensor, array_keys
@@ -20,6 +20,9 @@ from asyncckpt.state.torch_types import torch_name
 __all__ = ["OptimizerLoader"]
 
 Optimizer = torch.optim.Optimizer
+
+_NOWHERE = torch.Size([0])
+"""Shape of what stands for a tensor that is not copied yet."""
 
 
 class OptimizerLoader:
@@ -31,7 +34,7 @@ class OptimizerLoader:
     that overrides ``load_state_dict`` has the last word; a changed type is then reported.
 
     Live state tensors of the right type, shape and device are written into and stay the same objects,
-    because CUDA graphs have their addresses. That happens in `finish`.
+    because CUDA graphs have their addresses. The copies do that.
 
     Args:
         optimizer: the optimizer.
@@ -68,7 +71,7 @@ class OptimizerLoader:
                 if label in values:
                     self._wanted[index][slot] = values[label]
         self._value: dict[str, Any] = {}
-        self._copies: Copies = []
+        self.copies: Copies = []
         self._backup: TensorBackup | None = None
         self._before: _Before | None = None
         self._fresh: Fresh
@@ -102,7 +105,12 @@ class OptimizerLoader:
             return self._wrapped(self._fresh.value(stored, old), old, parameter)
         if type(stored) is StoredTensor:
             scratch = self._fresh.scratch.tensor(stored)
-            return old if _is_like(old, stored) else self._wrapped(scratch, old, parameter)
+            if _is_like(old, stored):
+                return old
+            given = self._wrapped(scratch, old, parameter)
+            # Torch moves it to where it belongs, which is all it is for: moving (and casting) gigabytes of moments
+            # from pageable memory takes longer than reading them, and `_settle` would do it again.
+            return given if is_single_rank_dtensor(given) else torch.empty(_NOWHERE, dtype=stored.dtype)
         if type(stored) in (list, tuple):
             olds = old if type(old) is type(stored) and len(old) == len(stored) else [None] * len(stored)
             pairs = zip(stored, olds, strict=True)
@@ -189,8 +197,12 @@ class OptimizerLoader:
             exact = self._fresh.value(stored, loaded)
         if isinstance(old, torch.Tensor) and _is_like(old, stored):
             if old.device == loaded.device:
-                self._copies.append((old, exact))
+                self.copies.append((old, exact))
                 return old
+        elif self._is_pure and loaded.shape == _NOWHERE:
+            target = torch.empty(stored.shape, dtype=stored.dtype, device=loaded.device)
+            self.copies.append((target, exact))
+            return target
         elif loaded.dtype is stored.dtype and not _share_memory(loaded, scratch):
             return loaded
         # `loaded` may be the scratch tensor itself: torch keeps what already has the right type and device.
@@ -219,8 +231,7 @@ class OptimizerLoader:
             self._backup.restore()
 
     def finish(self) -> None:
-        copy_all(self._copies)
-        self._copies, self._value, self._backup, self._before = [], {}, None, None
+        self.copies, self._value, self._backup, self._before = [], {}, None, None
 
 
 class _Before:

@@ -11,9 +11,11 @@ from asyncckpt.state.backup import copied
 from asyncckpt.state.fresh import Fresh
 from asyncckpt.state.stateful import Stateful
 from asyncckpt.state.stored import array_keys
-from asyncckpt.state.tensors import copy_exact
+from asyncckpt.state.tensors import PLAIN_KINDS, copy_exact, local_part
+from asyncckpt.state.torch_types import is_bytes_only
+from asyncckpt.state.upload import Uploader
 
-__all__ = ["GENERATORS", "OBJECTS", "Copies", "Loader", "ObjectLoader", "copy_all"]
+__all__ = ["GENERATORS", "OBJECTS", "Copies", "Loader", "ObjectLoader", "Transfer"]
 
 OBJECTS, GENERATORS = 0, 3
 """Ranks of `ObjectLoader`; modules and optimizers are between."""
@@ -28,10 +30,14 @@ class Loader(Protocol):
     Attributes:
         path: where the object is in the state.
         rank: the order of `load`; low ones first.
+        copies: what is to be copied after `load`; that cannot fail and cannot be undone.
     """
 
     path: str
     rank: int
+
+    @property
+    def copies(self) -> Copies: ...
 
     def array_keys(self) -> Iterator[str]:
         """Arrays it needs."""
@@ -46,7 +52,7 @@ class Loader(Protocol):
         """Go back to the state of `prepare`, after `load` ran, or failed."""
 
     def finish(self) -> None:
-        """What cannot fail and cannot be undone: copies into live tensors."""
+        """Let go of what only `undo` needed, and of the copies."""
 
 
 class ObjectLoader:
@@ -62,6 +68,7 @@ class ObjectLoader:
     def __init__(self, target: Stateful, stored: Any, path: str, rank: int) -> None:
         self.path = path
         self.rank = rank
+        self.copies: Copies = []
         self._target = target
         self._stored = stored
         self._value: Any = None
@@ -91,10 +98,43 @@ class ObjectLoader:
         self._value = self._before = None
 
 
-def copy_all(copies: Copies) -> None:
-    """Copy every pair, then wait for the devices: the sources are scratch memory."""
-    with torch.no_grad():
+class Transfer:
+    """All copies of one restore.
+
+    Args:
+        copies: pairs of target and source.
+
+    Raises:
+        torch.OutOfMemoryError: a device has no memory for what the copies need; nothing was copied.
+    """
+
+    def __init__(self, copies: Copies) -> None:
+        self._exact: Copies = []
+        self._uploads: Copies = []
         for target, source in copies:
-            copy_exact(target, source)
-    for device in {target.device for target, _ in copies if not target.is_cpu}:
-        torch.accelerator.synchronize(device)
+            part = local_part(target)
+            (self._uploads if _is_uploadable(part, source) else self._exact).append((part, source))
+        self._uploader = Uploader()
+        if self._uploads:
+            self._uploader.reserve(self._uploads)
+
+    def run(self) -> None:
+        """Copy every pair; complete on return, since the sources are scratch memory."""
+        with torch.no_grad():
+            for target, source in self._exact:
+                copy_exact(target, source)
+            self._uploader.upload(self._uploads)
+        for device in {target.device for target, _ in self._exact if not target.is_cpu}:
+            torch.accelerator.synchronize(device)
+
+
+def _is_uploadable(target: torch.Tensor, source: torch.Tensor) -> bool:
+    """Whether *target* is memory on a CUDA device that takes the bytes of *source* as they are."""
+    return (
+        target.is_cuda
+        and type(target) in PLAIN_KINDS
+        and source.is_cpu
+        and source.dtype is target.dtype
+        and source.shape == target.shape
+        and not (target.is_quantized or target.is_conj() or target.is_neg() or is_bytes_only(target.dtype))
+    )

@@ -1,0 +1,204 @@
+"""Copies host tensors into live CUDA tensors through a ring of pinned buffers.
+
+The only module of a restore that touches streams and events. ``runtime`` is ``torch.cuda`` or, in tests, a
+fake that records the order of calls. Why a restore goes through host memory and not through a second copy on
+the device is argued in ``docs/decisions/022-restore-to-gpu.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+
+from asyncckpt.logs import get_logger
+
+__all__ = ["Uploader", "pieces_of"]
+
+_logger = get_logger("asyncckpt.restore")
+_ALIGN_BYTES = 64
+
+_Copy = tuple[torch.Tensor, torch.Tensor]
+
+
+class Uploader:
+    """One upload: `reserve` whatever may be refused, then `upload`. The ring is freed with it.
+
+    While one buffer is filled, those before it are on their way. Tensors of any size share the buffers:
+    large ones are cut, small ones lie side by side.
+
+    Args:
+        runtime: the ``torch.cuda`` namespace.
+        buffer_bytes: size of one buffer at most; less is taken for less to copy.
+        num_buffers: how many there are.
+    """
+
+    def __init__(self, runtime: Any = torch.cuda, buffer_bytes: int = 64 * 2**20, num_buffers: int = 4) -> None:
+        self._runtime = runtime
+        self._buffer_bytes = buffer_bytes
+        self._num_buffers = num_buffers
+        self._ring: list[_Buffer] = []
+        self._turn = 0
+        self._streams: dict[torch.device, Any] = {}
+        # A strided copy across devices allocates on the device, and might be refused half-way.
+        self._workspaces: dict[torch.device, torch.Tensor] = {}
+
+    def reserve(self, copies: Iterable[_Copy]) -> None:
+        """Take all memory that uploading *copies* needs, so that `upload` asks for none.
+
+        Raises:
+            torch.OutOfMemoryError: there is none; nothing was copied.
+        """
+        copies = list(copies)
+        total = sum(_aligned(target.nbytes) for target, _ in copies)
+        self._buffer_bytes = min(self._buffer_bytes, max(total, _ALIGN_BYTES))
+        num_buffers = min(self._num_buffers, -(-total // self._buffer_bytes))
+        self._ring = [_Buffer(memory) for memory in _allocate(num_buffers, self._buffer_bytes)]
+        for target, _ in copies:
+            if not target.is_contiguous() and target.device not in self._workspaces:
+                self._workspaces[target.device] = torch.empty(
+                    self._buffer_bytes, dtype=torch.uint8, device=target.device
+                )
+
+    def upload(self, copies: Iterable[_Copy]) -> None:
+        """Copy each source into its target; complete on return, and for the caller's streams.
+
+        Args:
+            copies: pairs of target and source, as given to `reserve`: of the same type and shape.
+        """
+        for target, source in copies:
+            stream = self._stream(target.device)
+            _record_use(target, stream)
+            with torch.inference_mode() if target.is_inference() else nullcontext():
+                for piece, values in pieces_of(target, source, self._buffer_bytes):
+                    self._send(piece, values, stream)
+        for device, stream in self._streams.items():
+            self._runtime.current_stream(device).wait_stream(stream)
+        for buffer in self._ring:
+            self._close(buffer)
+            buffer.wait()
+
+    def _stream(self, device: torch.device) -> Any:
+        stream = self._streams.get(device)
+        if stream is None:
+            stream = self._streams[device] = self._runtime.Stream(device=device)
+            # What the caller queued before may still read or write the targets.
+            stream.wait_stream(self._runtime.current_stream(device))
+        return stream
+
+    def _send(self, piece: torch.Tensor, values: torch.Tensor, stream: Any) -> None:
+        buffer = self._room(piece.nbytes)
+        staged = buffer.place(piece)
+        staged.copy_(values)
+        buffer.streams.add(piece.device)
+        with self._runtime.stream(stream):
+            if piece.is_contiguous():
+                piece.copy_(staged, non_blocking=True)
+            else:
+                workspace = _view(self._workspaces[piece.device], 0, piece)
+                workspace.copy_(staged, non_blocking=True)
+                piece.copy_(workspace)
+
+    def _room(self, num_bytes: int) -> _Buffer:
+        """The buffer that takes *num_bytes* next, waiting until the devices have read what was in it."""
+        buffer = self._ring[self._turn]
+        if buffer.has_room(num_bytes):
+            return buffer
+        self._close(buffer)
+        self._turn = (self._turn + 1) % len(self._ring)
+        buffer = self._ring[self._turn]
+        buffer.wait()
+        return buffer
+
+    def _close(self, buffer: _Buffer) -> None:
+        for device in buffer.streams:
+            stream = self._streams[device]
+            with self._runtime.stream(stream):
+                event = self._runtime.Event()
+                event.record(stream)
+            buffer.events.append(event)
+        buffer.streams.clear()
+
+
+class _Buffer:
+    """A part of the ring.
+
+    Attributes:
+        streams: devices that were told to read from it since it was last closed.
+        events: what to wait for before it is filled again.
+    """
+
+    def __init__(self, memory: torch.Tensor) -> None:
+        self._memory = memory
+        self._filled = 0
+        self.streams: set[torch.device] = set()
+        self.events: list[Any] = []
+
+    def has_room(self, num_bytes: int) -> bool:
+        return self._filled + num_bytes <= self._memory.numel()
+
+    def place(self, like: torch.Tensor) -> torch.Tensor:
+        """A contiguous tensor in the free part with type and shape of *like*."""
+        view = _view(self._memory, self._filled, like)
+        self._filled += _aligned(like.nbytes)
+        return view
+
+    def wait(self) -> None:
+        for event in self.events:
+            event.synchronize()
+        self.events.clear()
+        self._filled = 0
+
+
+def pieces_of(target: torch.Tensor, source: torch.Tensor, limit_bytes: int) -> Iterator[_Copy]:
+    """Cut both alike into views of at most *limit_bytes*; an element counts as no more.
+
+    Contiguous pairs are cut anywhere, others along their axes.
+    """
+    if target.numel() == 0:
+        return
+    if target.nbytes <= limit_bytes:
+        yield target, source
+    elif target.is_contiguous() and source.is_contiguous():
+        count = max(1, limit_bytes // target.element_size())
+        yield from zip(torch.split(target.view(-1), count), torch.split(source.view(-1), count), strict=True)
+    else:
+        axis = next((axis for axis, size in enumerate(target.shape) if size > 1), None)
+        if axis is None:
+            yield target, source
+            return
+        rows = max(1, limit_bytes * target.shape[axis] // target.nbytes)
+        for target_rows, source_rows in zip(
+            torch.split(target, rows, axis), torch.split(source, rows, axis), strict=True
+        ):
+            yield from pieces_of(target_rows, source_rows, limit_bytes)
+
+
+def _record_use(target: torch.Tensor, stream: Any) -> None:
+    # Should the caller be interrupted and drop the tensor, its memory outlives the copies that are under way.
+    target.record_stream(stream)
+
+
+def _allocate(count: int, num_bytes: int) -> list[torch.Tensor]:
+    # Torch keeps pinned memory that is freed, for the next restore or a data loader, but rounds it up to powers of two.
+    try:
+        return [_pinned(num_bytes) for _ in range(count)]
+    except RuntimeError as error:
+        _logger.warning(
+            "the CUDA driver refused %d bytes of pinned memory, so the restore is slower: %s", count * num_bytes, error
+        )
+        return [torch.empty(num_bytes, dtype=torch.uint8) for _ in range(count)]
+
+
+def _pinned(num_bytes: int) -> torch.Tensor:
+    return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
+
+
+def _view(memory: torch.Tensor, offset: int, like: torch.Tensor) -> torch.Tensor:
+    return memory[offset : offset + like.nbytes].view(like.dtype).view(like.shape)
+
+
+def _aligned(num_bytes: int) -> int:
+    return -(-num_bytes // _ALIGN_BYTES) * _ALIGN_BYTES
