@@ -9,11 +9,12 @@ from __future__ import annotations
 import base64
 import enum
 import math
+import re
 import struct
 import sys
 from collections import OrderedDict
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta, timezone
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -281,6 +282,19 @@ def _from_base64(text: str) -> bytes:
     return base64.b64decode(text, validate=True)
 
 
+_TINY_OFFSET = re.compile(r"[+-]00:00:00(\.\d{6})\Z")
+
+
+def _decode_datetime(node: dict[str, Any]) -> datetime:
+    text = node["value"]
+    value = datetime.fromisoformat(text)
+    if (tiny := _TINY_OFFSET.search(text)) is not None:
+        # The C implementation takes an offset below one second for UTC.
+        sign = -1 if tiny[0].startswith("-") else 1
+        value = value.replace(tzinfo=timezone(sign * timedelta(microseconds=int(tiny[1][1:]))))
+    return value.replace(fold=node["fold"])
+
+
 _SIMPLE_TAGS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "int": _decode_int,
     "float": lambda node: struct.unpack(">d", bytes.fromhex(node["bits"]))[0],
@@ -288,7 +302,7 @@ _SIMPLE_TAGS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "str": _decode_str,
     "bytes": lambda node: _from_base64(node["value"]),
     "path": lambda node: Path(_decode_str(node["value"])),
-    "datetime": lambda node: datetime.fromisoformat(node["value"]).replace(fold=node["fold"]),
+    "datetime": _decode_datetime,
     "enum": _decode_enum,
 }
 

@@ -138,6 +138,8 @@ VALUES = st.recursive(
 @example({"b": 1, "a": 2, "\ud800": 3})
 @example(OrderedDict({"b": 1, "a": 2}))
 @example({(1, (None, -0.0), "x"): {(): []}})
+@example(datetime(2000, 1, 1, tzinfo=timezone(timedelta(microseconds=1))))
+@example(datetime(2000, 1, 1, tzinfo=timezone(-timedelta(microseconds=20))))
 def test_every_value_comes_back_exactly(value: Any) -> None:
     assert exact(round_trip(value)) == exact(value)
 
