@@ -63,7 +63,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; `_HOMES` is what runs, 
         Statistics,
         VerifyReport,
     )
-    from asyncckpt.options import Staging, Writer
+    from asyncckpt.options import Preemption, Staging, Writer
     from asyncckpt.policies import Adaptive, AtSteps, Best, Every, Keep, Mirror, Moment, Validation, When
     from asyncckpt.provenance import run_metadata
     from asyncckpt.state import RNG, TrainingState, register_type
@@ -114,7 +114,7 @@ _HOMES = {
         "Statistics",
         "VerifyReport",
     ),
-    "asyncckpt.options": ("Staging", "Writer"),
+    "asyncckpt.options": ("Preemption", "Staging", "Writer"),
     "asyncckpt.policies": ("Adaptive", "AtSteps", "Best", "Every", "Keep", "Mirror", "Moment", "Validation", "When"),
     "asyncckpt.provenance": ("run_metadata",),
     "asyncckpt.state": ("RNG", "TrainingState", "register_type"),
@@ -150,6 +150,7 @@ __all__ = [
     "Mismatch",
     "Moment",
     "NothingCommittedError",
+    "Preemption",
     "Recovered",
     "RootLockedError",
     "SaveCancelledError",

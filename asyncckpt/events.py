@@ -119,6 +119,27 @@ CATALOGUE: Mapping[str, EventKind] = MappingProxyType(
         "mirror.pruned": EventKind(
             "It was removed from the mirror.", {"reason": "which rule of the mirror's `keep` did not keep it, or else"}
         ),
+        "preemption.requested": EventKind(
+            "The training was told to stop.",
+            {
+                "cause": "name of the signal, `preempt()`, or `another rank`",
+                "time_left_s": "seconds until the process should be gone",
+                "staged_steps": "steps that are not durable yet",
+            },
+        ),
+        "preemption.flush_planned": EventKind(
+            "What becomes of the saves that are not durable was planned, or planned differently.",
+            {
+                "time_left_s": "seconds until the process should be gone",
+                "compress": "whether chunks are still compressed",
+                "saves": "one object each, in the order of writing: `step`, `makes_it`, `reason`",
+            },
+        ),
+        "preemption.stopped": EventKind("`step()` has saved what could be saved, and `preempted` is true.", {}),
+        "preemption.flushed": EventKind(
+            "Everything is durable, or the time is up.",
+            {"lost_steps": "steps that are not durable", "time_left_s": "seconds that were left"},
+        ),
         "restore.done": EventKind(
             "A checkpoint was loaded into the live state.",
             {

@@ -7,15 +7,18 @@ the last process that holds it ends, however that process ends.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import itertools
 import mmap
 import os
 import sys
 import threading
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 from typing import ClassVar
 
-__all__ = ["PAGE_BYTES", "Arena", "is_memfd_available"]
+__all__ = ["PAGE_BYTES", "Arena", "available_memory", "is_memfd_available"]
 
 PAGE_BYTES = mmap.PAGESIZE
 _HUGE_PAGE_BYTES = 2 * 2**20
@@ -28,6 +31,46 @@ _MADV_POPULATE_WRITE = 23  # Linux 5.14; older kernels answer EINVAL and the pag
 def is_memfd_available() -> bool:
     """Whether arenas can be passed to another process by descriptor."""
     return sys.platform == "linux" and hasattr(os, "memfd_create")
+
+
+def available_memory() -> int:
+    """Bytes that may still be used, by machine and control groups; 0 where nobody says."""
+    return max(0, min([*_machine_memory(), *_group_memory()], default=0))
+
+
+def _machine_memory() -> Iterator[int]:
+    for name, value in _table("/proc/meminfo"):
+        if name == "MemAvailable:":
+            yield value * 1024
+
+
+def _group_memory() -> Iterator[int]:
+    """What each control group around this process (version 2 or 1) leaves; nothing without a limit."""
+    for folder in _group_folders():
+        for limit, usage, cache in (
+            ("memory.max", "memory.current", "inactive_file"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        ):
+            with contextlib.suppress(OSError, ValueError):  # "max" is no number
+                given_back = dict(_table(f"{folder}/memory.stat")).get(cache, 0)  # on demand
+                yield int((folder / limit).read_text()) - int((folder / usage).read_text()) + given_back
+
+
+def _group_folders() -> Iterator[Path]:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers in ("", "memory"):
+                own = PurePosixPath(path.lstrip("/"))
+                # In a container the path may be that of the host, and only the base exists.
+                yield from (Path("/sys/fs/cgroup", controllers, part) for part in (own, *own.parents))
+
+
+def _table(path: str) -> Iterator[tuple[str, int]]:
+    with contextlib.suppress(OSError, ValueError), open(path, encoding="ascii") as file:
+        for line in file:
+            name, value, *_ = line.split()
+            yield name, int(value)
 
 
 class Arena:

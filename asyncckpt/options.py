@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from asyncckpt.errors import InvalidOptionError
 
-__all__ = ["Compression", "Staging", "Writer"]
+__all__ = ["Compression", "Preemption", "Staging", "Writer"]
 
 Compression = Literal["fast", "small", "none"] | list[dict[str, Any]]
 """A preset name, or the Zarr v3 inner codec list to use for every array."""
@@ -95,3 +97,44 @@ class Writer:
         _require(self.stall_timeout_s is None or self.stall_timeout_s > 0, "Writer.stall_timeout_s must be positive")
         _require(self.lock_timeout_s >= 0, "Writer.lock_timeout_s must not be negative")
         _require(isinstance(self.incremental, bool), f"Writer.incremental must be a bool, not {self.incremental!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Preemption:
+    """What happens when the training is told to stop.
+
+    Attributes:
+        signals: those that tell it. Handlers that were installed before are called too.
+        grace: seconds from the signal to the kill; or a mapping from signal to seconds, for schedulers that send
+            an early one. A tenth of it is kept for the process to end.
+        on_preempted: called with the step after which `Checkpointer.preempted` turned true, in the training
+            thread, when its save is staged.
+        repeat_s: a signal that comes again after so many seconds means "leave now". One that comes sooner is
+            taken for the same: launchers and schedulers often both send it.
+    """
+
+    signals: tuple[int, ...] = (signal.SIGTERM,)
+    grace: float | Mapping[int, float] = 15.0
+    on_preempted: Callable[[int], object] | None = None
+    repeat_s: float = 5.0
+
+    def __post_init__(self) -> None:
+        for signum in self.signals:
+            _require(_can_be_handled(signum), f"Preemption.signals: {signum!r} is no signal that can be handled")
+        graces = list(self.grace.values()) if isinstance(self.grace, Mapping) else [self.grace]
+        _require(bool(graces) and min(graces) > 0, f"Preemption.grace must be positive, not {self.grace!r}")
+        if isinstance(self.grace, Mapping):
+            lacking = [signal.Signals(signum).name for signum in self.signals if signum not in self.grace]
+            _require(not lacking, f"Preemption.grace says nothing about {', '.join(lacking)}")
+        _require(self.repeat_s >= 0, "Preemption.repeat_s must not be negative")
+
+    def grace_of(self, signum: int | None) -> float:
+        """Seconds from *signum* to the kill; None is a request by hand, for which the shortest one holds."""
+        if not isinstance(self.grace, Mapping):
+            return self.grace
+        return min(self.grace.values()) if signum is None else self.grace[signum]
+
+
+def _can_be_handled(signum: int) -> bool:
+    never = {getattr(signal, name) for name in ("SIGKILL", "SIGSTOP") if hasattr(signal, name)}
+    return signum in signal.valid_signals() and signum not in never

@@ -1,7 +1,7 @@
 """Train a GPT-2 on the Python standard library, saving without stopping; resume bit for bit.
 
     python examples/train_gpt2.py --config tiny --steps 200 --save-every 20 --root runs/tiny
-    kill -9 <its pid>                     # any time
+    kill -9 <its pid>                     # any time; or `kill`, which saves one more step and leaves
     python examples/train_gpt2.py --config tiny --steps 200 --save-every 20 --root runs/tiny
 
 The second command goes on from the newest durable checkpoint, and its losses equal those of a run
@@ -312,6 +312,7 @@ def train(options: argparse.Namespace) -> None:
         first = found.step + 1 if found else 0
         say(f"resumed after step {found.step}" if found else "started from scratch")
         started = time.perf_counter()
+        step = first - 1
         for step in range(first, options.steps):
             loss = trainer.step()
             if log:
@@ -319,12 +320,15 @@ def train(options: argparse.Namespace) -> None:
             if step % options.log_every == 0 or step == options.steps - 1:
                 say(f"step {step} loss {loss:.4f}")
             saving = ckpt.step(step, metrics={"loss": loss})
-            if saving is None and step == options.steps - 1:
+            if saving is None and step == options.steps - 1 and not ckpt.preempted:
                 saving = ckpt.save(step, metrics={"loss": loss}, kind="final")
             if saving is not None:
                 report_save(saving)
+            if ckpt.preempted:
+                say(f"told to stop: leaving after step {step}")
+                break
         elapsed = time.perf_counter() - started
-    say(f"done: {max(0, options.steps - first)} steps in {elapsed:.1f} s")
+    say(f"done: {max(0, step + 1 - first)} steps in {elapsed:.1f} s")
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:

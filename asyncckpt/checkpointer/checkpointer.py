@@ -22,6 +22,7 @@ from asyncckpt.checkpointer.describing import checked_kind, checked_metrics, che
 from asyncckpt.checkpointer.failures import UnseenFailures
 from asyncckpt.checkpointer.mirror import MirrorView, resolve_mirror
 from asyncckpt.checkpointer.narrator import Narrator, error_fields
+from asyncckpt.checkpointer.preempting import DEFAULT_PREEMPTION, Preempting
 from asyncckpt.checkpointer.reading import Catalogue, Which
 from asyncckpt.checkpointer.restoring import RestoreTarget, restore_in_place
 from asyncckpt.checkpointer.saves import SaveCoordinator
@@ -34,8 +35,9 @@ from asyncckpt.format.codecs import resolve_codecs
 from asyncckpt.format.dtypes import DATA_TYPES
 from asyncckpt.format.paths import step_name
 from asyncckpt.future import SaveFuture, SavePromise
+from asyncckpt.logs import get_logger
 from asyncckpt.model import CheckpointInfo, Health, Outcome, Recovered, Statistics, VerifyReport
-from asyncckpt.options import Compression, Staging, Writer
+from asyncckpt.options import Compression, Preemption, Staging, Writer
 from asyncckpt.policies.keep import Keep
 from asyncckpt.policies.mirror import Mirror
 from asyncckpt.policies.when import When
@@ -48,6 +50,8 @@ from asyncckpt.writer.client import GaveUp, Replaced, WriterNews
 from asyncckpt.writer.messages import MirrorEvent, MirrorState, Pruned
 
 __all__ = ["Checkpointer"]
+
+_logger = get_logger("asyncckpt")
 
 
 class Checkpointer:
@@ -68,6 +72,7 @@ class Checkpointer:
         mirror: a second root, best on another disk, to which committed steps are copied in the background
             and from which `restore` takes what is damaged or lost here. Its troubles are told by events, the log
             and `health`, and never fail a save.
+        preemption: what tells the training to stop; None watches no signals.
         metadata: plain values recorded in every checkpoint.
         on_event: called with each `Event`: one function or several; see ``docs/telemetry.md``.
 
@@ -89,6 +94,7 @@ class Checkpointer:
         staging: Staging | None = None,
         writer: Writer | None = None,
         mirror: Mirror | str | PathLike[str] | None = None,
+        preemption: Preemption | None = DEFAULT_PREEMPTION,
         metadata: Mapping[str, Any] | None = None,
         on_event: EventCallback | Sequence[EventCallback] | None = None,
     ) -> None:
@@ -134,6 +140,7 @@ class Checkpointer:
             self._lock.release()
             raise
         self._catalogue = Catalogue(self._store, self._keep.best)
+        self._preempting = Preempting(preemption, self._saves, self._events)
         self._at_exit = close_at_exit(self)
         self._events.emit(
             "checkpointer.opened",
@@ -177,9 +184,19 @@ class Checkpointer:
             StepExistsError: *step* is committed already, or being saved.
             UnsupportedStateError: the state holds something that cannot be stored.
         """
-        started = time.perf_counter()
         self._require_open()
         self._failures.report()
+        return self._save(step, state, metrics, tags, kind)
+
+    def _save(
+        self,
+        step: int,
+        state: Mapping[str, Any] | None,
+        metrics: Mapping[str, float] | None,
+        tags: Sequence[str],
+        kind: str,
+    ) -> SaveFuture:
+        started = time.perf_counter()
         state = self._state if state is None else state
         if state is None:
             raise InvalidOptionError("there is nothing to save: give Checkpointer(state=...) or save(state=...)")
@@ -221,6 +238,9 @@ class Checkpointer:
     def step(self, step: int, *, metrics: Mapping[str, float] | None = None) -> SaveFuture | None:
         """Tell that training step *step* is complete; saves when the ``when=`` policy says so.
 
+        When the training was told to stop (see `Preemption`), the first call after that saves whatever the
+        policy says, as ``kind="emergency"``, and `preempted` is true from then on.
+
         Returns:
             The future of the save, or None when none was due.
 
@@ -229,6 +249,10 @@ class Checkpointer:
                 also everything `save` raises.
         """
         self._require_open()
+        preempting = self._preempting
+        preempting.last_step = step
+        if preempting.is_requested and not preempting.is_preempted and preempting.stops_at(step):
+            return self._save_emergency(step, metrics)
         self._failures.report()
         if self._state is not None:
             self._saves.prepare(self._state)
@@ -266,6 +290,35 @@ class Checkpointer:
             )
             return None
         return None if kind is None else self.save(step, kind=kind)
+
+    def _save_emergency(self, step: int, metrics: Mapping[str, float] | None) -> SaveFuture | None:
+        """The last save before the process is killed; earlier failures are reported by `close`."""
+        with self._preempting.stopping(step):
+            if step in self._steps:
+                return None  # durable, or staged
+            if self._state is None:
+                _logger.error("step %d is not saved: Checkpointer(state=...) was not given", step)
+                return None
+            if not self._saves.make_room(self._preempting.time_left_s):
+                _logger.error("step %d is not saved: there is no memory to stage it beside what is being written", step)
+                return None
+            return self._save(step, None, metrics, (), "emergency")
+
+    def preempt(self, grace: float | None = None) -> None:
+        """Do what a signal of `Preemption` does: flush what is staged, save at the next `step`, turn `preempted` true.
+
+        For hooks of schedulers, and where signals cannot be watched. From any thread, and from signal handlers.
+
+        Args:
+            grace: seconds until the process is killed; None takes that of `Preemption`.
+        """
+        self._require_open()
+        self._preempting.request("preempt()", grace)
+
+    @property
+    def preempted(self) -> bool:
+        """Whether the training should end now: it was told to stop, and the last `step` saved what could be saved."""
+        return self._preempting.is_preempted
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait until every save begun so far has ended.
@@ -393,7 +446,8 @@ class Checkpointer:
     def close(self, timeout: float | None = None) -> None:
         """Wait until everything is durable, then stop the writer and release the root. Idempotent.
 
-        The newest step gets ``Mirror(close_timeout_s=)`` more to arrive on the mirror.
+        The newest step gets ``Mirror(close_timeout_s=)`` more to arrive on the mirror. When the training was
+        told to stop, None waits no longer than its time allows.
 
         Args:
             timeout: seconds to wait; None waits for ever.
@@ -406,10 +460,12 @@ class Checkpointer:
         if self._is_closed:
             return
         outstanding = [promise.future.step for promise in self._saves.pending]
-        if not self._saves.close(timeout):
+        timeout = self._preempting.limit(timeout)
+        if not self._saves.close(timeout) and not self._preempting.may_leave():
             what = f"steps {outstanding} are not durable" if outstanding else "the mirror is still being written"
-            raise TimeoutError(f"{what} after {timeout} s; the writer goes on, call close() again")
+            raise TimeoutError(f"{what} after {timeout:.1f} s; the writer goes on, call close() again")
         self._is_closed = True
+        self._preempting.close()
         atexit.unregister(self._at_exit)
         self._lock.release()
         self._events.emit("checkpointer.closed")
@@ -418,6 +474,7 @@ class Checkpointer:
     async def aclose(self) -> None:
         """`close` for asyncio and trio; does not block the event loop."""
         await anyio.to_thread.run_sync(self.close)
+        self._preempting.close()  # signal handlers are put back in this thread only
 
     def __enter__(self) -> Self:
         return self
@@ -457,6 +514,7 @@ class Checkpointer:
             self._steps.discard(future.step)
         if outcome == "failed":
             self._failures.add(promise)
+        self._preempting.note_end(future, outcome)
         self._tally.note_end(future.step, outcome, future.stats)
         self._narrator.note_end(promise, outcome, error)
 

@@ -25,5 +25,5 @@ def save_sync(
         state: what to save.
         metrics: numbers recorded with the checkpoint.
     """
-    with Checkpointer(root, state, keep=Keep(last=None), writer=Writer(kind="thread")) as checkpointer:
+    with Checkpointer(root, state, keep=Keep(last=None), writer=Writer(kind="thread"), preemption=None) as checkpointer:
         return checkpointer.save(step, metrics=metrics).result()

@@ -19,6 +19,7 @@ from asyncckpt.format.header import FORMAT
 from asyncckpt.format.tree import encode_value
 from asyncckpt.future import SavePromise
 from asyncckpt.logs import get_logger
+from asyncckpt.memory import available_memory
 from asyncckpt.model import Health, Outcome
 from asyncckpt.options import Staging
 from asyncckpt.staging.plan import SegmentPlan, StagingPlan
@@ -26,11 +27,14 @@ from asyncckpt.staging.slots import Slot, SlotPool
 from asyncckpt.staging.stager import Stager
 from asyncckpt.state.capture import Capture, capture
 from asyncckpt.writer.client import WriterClient
-from asyncckpt.writer.messages import More, Save
+from asyncckpt.writer.messages import Hurry, More, Save
 
 __all__ = ["SaveCoordinator"]
 
 _logger = get_logger("asyncckpt")
+
+_SPARE_MEMORY = 1.5
+"""Times the size of a slot that must be available before one is added: the kernel kills who takes the last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +169,7 @@ class SaveCoordinator:
     def _stream(self, ticket: SaveTicket, snapshot: _Snapshot, segments: Sequence[SegmentPlan]) -> None:
         """Pass a state larger than the staging memory through two arenas in turn; blocks for the rest."""
         ticket.promise.claim()
+        ticket.is_streamed = True
         self._num_segments_written[ticket.facts.save_id] = 0
         try:
             self._stream_segments(ticket, snapshot, segments)
@@ -255,10 +260,30 @@ class SaveCoordinator:
     # -- everything else -------------------------------------------------------------------------
 
     @property
-    def pending(self) -> list[SavePromise]:
+    def tickets(self) -> list[SaveTicket]:
         """All saves that have not ended, oldest first."""
         with self._lock:
-            return [ticket.promise for ticket in self._pending.values()]
+            return list(self._pending.values())
+
+    @property
+    def pending(self) -> list[SavePromise]:
+        """The promises of `tickets`."""
+        return [ticket.promise for ticket in self.tickets]
+
+    def hurry(self, message: Hurry) -> None:
+        """See `WriterClient.hurry`."""
+        self._client.hurry(message)
+
+    def make_room(self, timeout: float) -> bool:
+        """Have a slot free for a save that is the last chance; whether there is one within *timeout* seconds.
+
+        Adds one beyond ``Staging.slots`` if the machine has the memory: what is staged stays staged.
+        """
+        if not self._pool.num_free and self._options.memory_limit is None:
+            needed = max(slot.num_bytes for slot in self._pool.slots)
+            if available_memory() > _SPARE_MEMORY * needed:
+                self._pool.add()
+        return self._pool.wait_free(timeout)
 
     def health(self) -> Health:
         """What is going on now."""

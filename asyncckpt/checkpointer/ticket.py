@@ -69,6 +69,12 @@ class SaveTicket:
         on_segment_written: a segment of a streamed snapshot was written.
         on_end: called before the future resolves, so that whoever waits for it finds the slot free and
             the statistics complete; gets the error of a failed one.
+
+    Attributes:
+        raw_bytes: bytes of the whole snapshot.
+        done_bytes: those that are written, as far as the writer has told.
+        progressed_at: when it told, a ``monotonic`` reading; 0 before.
+        is_streamed: the snapshot passes through less memory than it has, and cannot be written anew.
     """
 
     def __init__(
@@ -84,7 +90,10 @@ class SaveTicket:
         self.facts = facts
         self.promise = promise
         self.slot = slot
-        self._raw_bytes = raw_bytes
+        self.raw_bytes = raw_bytes
+        self.done_bytes = 0
+        self.progressed_at = 0.0
+        self.is_streamed = False
         self._format_version = format_version
         self._on_segment_written = on_segment_written
         self._on_end = on_end
@@ -92,10 +101,11 @@ class SaveTicket:
     def note_staged(self) -> bool:
         """The snapshot is complete and with the writer; whether that is news."""
         stage_s = time.perf_counter() - self.facts.started
-        return self.promise.set_staged(stage_s=stage_s, raw_bytes=self._raw_bytes)
+        return self.promise.set_staged(stage_s=stage_s, raw_bytes=self.raw_bytes)
 
     def on_progress(self, done_bytes: int) -> None:
-        self.promise.set_progress(done_bytes / self._raw_bytes if self._raw_bytes else 1.0)
+        self.done_bytes, self.progressed_at = done_bytes, time.monotonic()
+        self.promise.set_progress(done_bytes / self.raw_bytes if self.raw_bytes else 1.0)
 
     def on_released(self) -> None:
         self._on_segment_written()

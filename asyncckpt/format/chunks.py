@@ -23,6 +23,7 @@ blosc.use_threads = False
 
 _CRC_BYTES = 4
 _BLOSC_HEADER_BYTES = 16
+_ZSTD_FASTEST = -100  # zstd stores nothing as it is on request; this is memory speed on noise
 _ZSTD_MAGIC = bytes.fromhex("28b52ffd")
 
 
@@ -37,15 +38,17 @@ class ChunkCodec:
         self._stages = [_STAGES[codec["name"]](codec.get("configuration", {})) for codec in codecs[1:]]
         self._ends_in_checksum = bool(self._stages) and isinstance(self._stages[-1], _Crc32c)
 
-    def encode(self, raw: Buffer) -> tuple[Buffer, ...]:
+    def encode(self, raw: Buffer, *, compress: bool = True) -> tuple[Buffer, ...]:
         """The stored bytes of one full chunk, in pieces; *raw* is C order, little endian.
+
+        Without *compress* the codecs store what they can store, in frames that decode like any other.
 
         The checksum at the end is a piece of its own: appending it would copy megabytes for four bytes,
         and memory traffic is what slows training down beside the writer.
         """
         data: Buffer = raw
         for stage in self._stages[: len(self._stages) - self._ends_in_checksum]:
-            data = stage.encode(data)
+            data = stage.encode(data, compress)
         return (data, _Crc32c.checksum(data)) if self._ends_in_checksum else (data,)
 
     def decode_into(self, stored: Buffer, out: memoryview) -> None:
@@ -74,8 +77,8 @@ def _most_encoded(num_bytes: int) -> int:
 
 
 class _Stage(Protocol):
-    def encode(self, data: Buffer) -> Buffer:
-        """What is stored instead of *data*."""
+    def encode(self, data: Buffer, compress: bool) -> Buffer:
+        """What is stored instead of *data*; as little work as possible without *compress*."""
 
     def decode(self, data: memoryview, out: memoryview | None, limit: int) -> memoryview:
         """Undo `encode`.
@@ -98,9 +101,9 @@ class _Blosc(_Stage):
         self._blocksize = configuration["blocksize"]
         self._typesize = configuration["typesize"]
 
-    def encode(self, data: Buffer) -> Buffer:
-        stored = self._compress(data, self._clevel)
-        if len(stored) >= memoryview(data).nbytes:
+    def encode(self, data: Buffer, compress: bool) -> Buffer:
+        stored = self._compress(data, self._clevel if compress else 0)
+        if compress and len(stored) >= memoryview(data).nbytes:
             # Incompressible: a stored frame decodes at memory speed, with the same codec.
             return self._compress(data, 0)
         return stored
@@ -136,7 +139,7 @@ class _Crc32c(_Stage):
     def __init__(self, configuration: Mapping[str, Any]) -> None:
         pass
 
-    def encode(self, data: Buffer) -> Buffer:
+    def encode(self, data: Buffer, compress: bool) -> Buffer:
         return bytes(data) + self.checksum(data)
 
     @staticmethod
@@ -160,8 +163,8 @@ class _Gzip(_Stage):
     def __init__(self, configuration: Mapping[str, Any]) -> None:
         self._level = configuration["level"]
 
-    def encode(self, data: Buffer) -> Buffer:
-        compressor = zlib.compressobj(self._level, zlib.DEFLATED, zlib.MAX_WBITS | 16)
+    def encode(self, data: Buffer, compress: bool) -> Buffer:
+        compressor = zlib.compressobj(self._level if compress else 0, zlib.DEFLATED, zlib.MAX_WBITS | 16)
         return compressor.compress(data) + compressor.flush()
 
     def decode(self, data: memoryview, out: memoryview | None, limit: int) -> memoryview:
@@ -180,8 +183,9 @@ class _Zstd(_Stage):
         self._level = configuration["level"]
         self._checksum = configuration["checksum"]
 
-    def encode(self, data: Buffer) -> Buffer:
-        compressed: bytes = zstd.compress(data, self._level, self._checksum)
+    def encode(self, data: Buffer, compress: bool) -> Buffer:
+        level = self._level if compress else _ZSTD_FASTEST
+        compressed: bytes = zstd.compress(data, level, self._checksum)
         return compressed
 
     def decode(self, data: memoryview, out: memoryview | None, limit: int) -> memoryview:

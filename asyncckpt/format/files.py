@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -50,6 +50,10 @@ def codec_of(layout: ArrayLayout) -> ChunkCodec:
     return _codec(json.dumps(layout.codecs))
 
 
+def _always_compress(num_bytes: int) -> bool:
+    return True
+
+
 class FileEncoder:
     """Encodes one file, a chunk at a time: iterate over it once, and write the pieces in order.
 
@@ -61,13 +65,22 @@ class FileEncoder:
         part: which file.
         raw: all bytes of the array, C order, little endian.
         raw_digest: XXH3-128 of the raw bytes of this file, if it is known.
+        before_chunk: called with the raw bytes of each chunk before it is encoded; whether to compress it.
     """
 
-    def __init__(self, layout: ArrayLayout, part: FilePart, raw: memoryview, raw_digest: str | None = None) -> None:
+    def __init__(
+        self,
+        layout: ArrayLayout,
+        part: FilePart,
+        raw: memoryview,
+        raw_digest: str | None = None,
+        before_chunk: Callable[[int], bool] = _always_compress,
+    ) -> None:
         self._layout = layout
         self._part = part
         self._raw = raw
         self._known_digest = raw_digest
+        self._before_chunk = before_chunk
         self._raw_hash = xxhash.xxh3_128()
         self._stored_hash = xxhash.xxh3_128()
         self._size = 0
@@ -82,7 +95,8 @@ class FileEncoder:
             if self._known_digest is None:
                 self._raw_hash.update(chunk)
             begin = self._size
-            yield self._noted(codec.encode(_padded(chunk, layout.chunk_bytes)))
+            compress = self._before_chunk(len(chunk))
+            yield self._noted(codec.encode(_padded(chunk, layout.chunk_bytes), compress=compress))
             index[slot] = begin, self._size - begin
         if layout.shard_shape is not None:
             encoded = index.tobytes()

@@ -20,6 +20,11 @@ class Slot:
         self.index = index
         self.arenas: list[Arena] = []
 
+    @property
+    def num_bytes(self) -> int:
+        """Staging memory it holds."""
+        return sum(arena.num_bytes for arena in self.arenas)
+
     def __repr__(self) -> str:
         return f"<Slot {self.index} {self.arenas}>"
 
@@ -39,6 +44,19 @@ class SlotPool:
     @property
     def num_free(self) -> int:
         return len(self._free)
+
+    def add(self) -> None:
+        """One more slot, free, without memory yet."""
+        with self._changed:
+            slot = Slot(len(self.slots))
+            self.slots = (*self.slots, slot)
+            self._free.append(slot)
+            self._changed.notify()
+
+    def wait_free(self, timeout: float) -> bool:
+        """Wait until a slot is free; whether one is after *timeout* seconds."""
+        with self._changed:
+            return self._changed.wait_for(lambda: bool(self._free), timeout)
 
     def acquire(self, when_busy: BusyMode, supersede: Callable[[], bool]) -> Slot | None:
         """Take a slot by the rule *when_busy*; None means the new save is to be skipped.

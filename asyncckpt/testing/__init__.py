@@ -2,6 +2,7 @@
 
 * `StoreSuite`: what every store must do, as a class of pytest tests.
 * `FaultStore`: a decorator that fails, waits or dies at chosen calls.
+* `SlowStore`: a decorator that lets bytes through at a limited rate.
 * `every_crash_point`, `every_error_point`: run something once per place where it can be interrupted.
 * `kill_writer`: SIGKILL for the writer of a live checkpointer.
 
@@ -16,6 +17,7 @@ from asyncckpt.testing.crash_points import FaultPoint, every_crash_point, every_
 from asyncckpt.testing.fault_store import FaultStore
 from asyncckpt.testing.faults import Call, Fault, Gate, SimulatedCrash
 from asyncckpt.testing.raw import RawAccess, RawDirectory, RawFiles
+from asyncckpt.testing.slow_store import SlowStore
 from asyncckpt.testing.writer import kill_writer
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ __all__ = [
     "RawDirectory",
     "RawFiles",
     "SimulatedCrash",
+    "SlowStore",
     "StoreSuite",
     "every_crash_point",
     "every_error_point",

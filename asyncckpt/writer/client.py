@@ -42,6 +42,7 @@ from asyncckpt.writer.messages import (
     Drop,
     Durable,
     FromWriter,
+    Hurry,
     LogLevel,
     LogRecord,
     MirrorEvent,
@@ -113,6 +114,7 @@ class WriterClient:
         self._outstanding = OutstandingSaves()
         self._restarts = 0
         self._is_closing = False
+        self._hurry: Hurry | None = None
         self._failure: CheckpointError | None = None
         self._owner_pid = os.getpid()
         self._symptom: Symptom | None = None
@@ -191,6 +193,12 @@ class WriterClient:
         """Have a step deleted on the mirror, too; a writer that dies before it does so takes this with it."""
         with self._sending:
             self._send(Unmirror(step, nonce))
+
+    def hurry(self, message: Hurry) -> None:
+        """Tell this writer, and those that replace it, that little time is left."""
+        with self._sending:
+            self._hurry = message
+            self._send(message)
 
     def close(self, timeout: float | None) -> bool:
         """Let the writer finish and end; whether it did within *timeout* seconds. Idempotent."""
@@ -342,6 +350,8 @@ class WriterClient:
                 self._send_attach(arena)
             for outstanding in self._outstanding:
                 self._outstanding.note_sent(outstanding, all(map(self._send, outstanding.parts)))
+            if self._hurry is not None:
+                self._send(self._hurry)
             if self._is_closing:
                 self._send(Close())
 

@@ -83,6 +83,13 @@ class CoreBudget:
         """How many threads may be inside now."""
         return self._limit
 
+    def take_all(self) -> None:
+        """Let as many in as ever may be, from now on, whoever else needs the cores."""
+        with self._changed:
+            self._limit = self._most
+            self._read_busy_s = lambda: None
+            self._changed.notify_all()
+
     def __enter__(self) -> None:
         with self._changed:
             self._adjust()

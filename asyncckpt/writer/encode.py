@@ -18,6 +18,7 @@ from asyncckpt.stores.contract import FileSink
 from asyncckpt.writer.cores import CoreBudget
 from asyncckpt.writer.jobs import FileTask, Job, tensor_bytes
 from asyncckpt.writer.previous import PreviousStep
+from asyncckpt.writer.urgency import Urgency
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -50,18 +51,21 @@ class FileWriter:
         step: where the files go.
         previous: where unchanged files come from.
         cores: how many threads may encode at a time.
+        urgency: whether to compress, and whether to go on.
     """
 
-    def __init__(self, step: StepWriter, previous: PreviousStep, cores: CoreBudget) -> None:
+    def __init__(self, step: StepWriter, previous: PreviousStep, cores: CoreBudget, urgency: Urgency) -> None:
         self._step = step
         self._previous = previous
         self._cores = cores
+        self._urgency = urgency
 
     def run(self, job: Job, arena: memoryview) -> JobResult:
         """Write every file of *job*, whose tensors lie in *arena*.
 
         Raises:
             StorageError: a write failed; the save is lost.
+            PutBackError: another save goes first.
         """
         result = JobResult([])
         for task in job:
@@ -85,7 +89,7 @@ class FileWriter:
         if record is not None:
             result.linked_bytes += record.bytes
         else:
-            encoder = FileEncoder(task.layout, task.part, raw, raw_digest)
+            encoder = FileEncoder(task.layout, task.part, raw, raw_digest, self._urgency.before_chunk)
             write = self._stream if task.num_bytes > _SMALL_FILE_BYTES else self._put
             write(encoder, key, task.num_bytes, result)
             digest = encoder.digest

@@ -2,7 +2,7 @@
 
 Trainer to writer: `Configure` once, `Attach`/`Detach` for arenas (the descriptor travels with the
 frame), `Save` and `More` for the data of one save, `Drop` to withdraw it, `Unmirror` for a deleted step, `LogLevel`
-when it changed, `Close`.
+when it changed, `Hurry` when little time is left, `Close`.
 Writer to trainer: `Ready` or `Refused` once, then per save `Released` for each segment but the last,
 `Progress`, and exactly one of `Durable`, `Failed` or `Dropped`; `LogRecord`, `Pruned`, `MirrorEvent` and
 `MirrorState` at any time, and `Alive` every few seconds while there is something to write.
@@ -26,6 +26,7 @@ __all__ = [
     "Durable",
     "Failed",
     "FromWriter",
+    "Hurry",
     "LogLevel",
     "LogRecord",
     "MirrorEvent",
@@ -129,6 +130,17 @@ class Unmirror(msgspec.Struct, frozen=True, tag="unmirror"):
     nonce: str
 
 
+class Hurry(msgspec.Struct, frozen=True, tag="hurry"):
+    """Little time is left: write at full speed, these saves first, in this order, compressed or not.
+
+    A save that is being written and is not the first of them is put back, unless it was streamed. The message
+    may come again; the newest one counts.
+    """
+
+    order: list[int]
+    compress: bool
+
+
 class Close(msgspec.Struct, frozen=True, tag="close"):
     """Finish everything received, then exit."""
 
@@ -220,7 +232,7 @@ class LogRecord(msgspec.Struct, frozen=True, tag="log"):
     created: float
 
 
-ToWriter = Configure | Attach | Detach | Save | More | Drop | Unmirror | LogLevel | Close
+ToWriter = Configure | Attach | Detach | Save | More | Drop | Unmirror | LogLevel | Hurry | Close
 FromWriter = (
     Ready | Refused | Released | Progress | Durable | Failed | Dropped | Pruned | MirrorEvent | MirrorState | Alive
     | LogRecord

@@ -30,6 +30,7 @@ from asyncckpt.writer.encode import FileWriter, JobResult, put_recorded
 from asyncckpt.writer.jobs import Job, plan_jobs, tensor_bytes
 from asyncckpt.writer.messages import Save, WriteStats
 from asyncckpt.writer.previous import PreviousStep
+from asyncckpt.writer.urgency import Urgency
 
 __all__ = ["Pipeline", "Segment"]
 
@@ -79,6 +80,7 @@ class Pipeline:
         threads: see `options.Writer`.
         incremental: link what did not change since the previous step, where the store can.
         is_own_process: see `cores.choose_workers`.
+        urgency: what the encode threads look at.
     """
 
     def __init__(
@@ -89,12 +91,18 @@ class Pipeline:
         *,
         incremental: bool = True,
         is_own_process: bool = False,
+        urgency: Urgency | None = None,
     ) -> None:
         self._store = store
         self._compression = compression
         self._num_workers, self._cores = choose_workers(threads, is_own_process=is_own_process)
         self._limiter = anyio.CapacityLimiter(self._num_workers)
+        self._urgency = urgency or Urgency()
         self._previous = PreviousStep(store, incremental=incremental)
+
+    def hurry(self) -> None:
+        """Use every core that may be used from now on, also for what is being written."""
+        self._cores.take_all()
 
     async def write(
         self,
@@ -114,7 +122,9 @@ class Pipeline:
         Raises:
             StorageError: nothing was committed; the partial step was removed.
             StepExistsError: another write committed this step first.
+            PutBackError: `Urgency.put_back` was called; also in a group. Nothing was committed.
         """
+        self._urgency.begin()
         try:
             return await self._write(save, segments, on_progress, attempt)
         except StepExistsError:
@@ -134,7 +144,7 @@ class Pipeline:
         step = await anyio.to_thread.run_sync(StepWriter.begin, self._store, save.step, save.nonce, attempt)
         try:
             written = _Written()
-            files = FileWriter(step, self._previous, self._cores)
+            files = FileWriter(step, self._previous, self._cores, self._urgency)
             await anyio.to_thread.run_sync(self._previous.begin)
             async for segment in segments:
                 await self._write_segment(segment, files, written, on_progress)

@@ -40,6 +40,7 @@ from asyncckpt.writer.messages import (
     Durable,
     Failed,
     FromWriter,
+    Hurry,
     LogLevel,
     More,
     Progress,
@@ -56,6 +57,7 @@ from asyncckpt.writer.mirroring import Mirroring
 from asyncckpt.writer.pipeline import Pipeline, Segment
 from asyncckpt.writer.pruning import Pruner
 from asyncckpt.writer.retry import retry_delay
+from asyncckpt.writer.urgency import PutBackError, Urgency, raise_priority
 
 __all__ = ["serve"]
 
@@ -72,7 +74,6 @@ class _PendingSave:
     def __init__(self, save: Save) -> None:
         self.save = save
         self.begun = False
-        self.withdrawn = False
         self.send, self.receive = anyio.create_memory_object_stream[_Part](max_buffer_size=1_000_000)
 
     def close(self) -> None:
@@ -108,12 +109,17 @@ class _Service:
             store, _mirror(configure), self._send, self._prune, incremental=configure.incremental
         )
         self._trainer_pid = configure.trainer_pid
+        self._urgency = Urgency()
+        self._hurry: Hurry | None = None
+        self._hurried = anyio.Event()
+        self._current: _PendingSave | None = None
         self._pipeline = Pipeline(
             store,
             configure.compression,  # type: ignore[arg-type]
             configure.threads,
             incremental=configure.incremental,
             is_own_process=configure.trainer_pid != os.getpid(),
+            urgency=self._urgency,
         )
         self._arenas: dict[int, Arena] = {}
         self._pending: dict[int, _PendingSave] = {}
@@ -147,6 +153,7 @@ class _Service:
             tasks.start_soon(self._watch_trainer)
             tasks.start_soon(self._tell_alive)
             tasks.start_soon(self._mirroring.run)
+            tasks.start_soon(self._tell_progress)
             await self._write_all()
             await self._mirroring.finish()
             await self._send_logs()
@@ -182,6 +189,16 @@ class _Service:
             if self._pending:
                 await self._send(Alive())
 
+    async def _tell_progress(self) -> None:
+        """What is planned in a hurry is planned by what the storage takes now, within large files too."""
+        await self._hurried.wait()
+        told = 0
+        while True:
+            await anyio.sleep(_PROGRESS_INTERVAL_S)
+            if self._current is not None and self._urgency.done_bytes != told:
+                told = self._urgency.done_bytes
+                await self._send(Progress(self._current.save.save_id, told))
+
     async def _send_logs(self) -> None:
         for record in self._logs.take():
             await self._send(record)
@@ -211,6 +228,7 @@ class _Service:
                 pending = self._pending[message.save_id] = _PendingSave(message)
                 self._add_part(pending, message)
                 self._queue_in.send_nowait(pending)
+                self._put_back_if_late()
             case More(save_id=save_id):
                 # Parts of a save that failed meanwhile are no longer wanted.
                 if (pending_or_none := self._pending.get(save_id)) is not None:
@@ -222,6 +240,8 @@ class _Service:
                     self._logs.install(level)
             case Unmirror(step=step, nonce=nonce):
                 self._mirroring.withdraw(step, nonce)
+            case Hurry():
+                self._take_hurry(message)
             case Close():
                 self._end_of_input()
 
@@ -236,23 +256,49 @@ class _Service:
         if pending is not None:
             # A snapshot that is still being streamed ends here, incomplete, and is not committed.
             pending.send.close()
-            withdrawn = pending.withdrawn = not pending.begun
+            withdrawn = not pending.begun
             if withdrawn:
                 del self._pending[save_id]
                 pending.close()
         await self._send(Dropped(save_id, withdrawn))
 
+    def _take_hurry(self, hurry: Hurry) -> None:
+        self._hurry = hurry
+        self._urgency.compress = hurry.compress
+        self._pipeline.hurry()
+        if self._trainer_pid != os.getpid():
+            raise_priority()
+        self._hurried.set()
+        self._put_back_if_late()
+
+    def _put_back_if_late(self) -> None:
+        """Interrupt what is being written if a `Hurry` wants another save before it."""
+        current, first = self._current, self._next()
+        if current is not None and current.save.last and first is not None and self._is_before(first, current):
+            self._urgency.put_back()
+
+    def _is_before(self, one: _PendingSave, other: _PendingSave) -> bool:
+        order = [] if self._hurry is None else self._hurry.order
+        ids = [pending.save.save_id for pending in (one, other)]
+        return set(ids) <= set(order) and order.index(ids[0]) < order.index(ids[1])
+
+    def _next(self) -> _PendingSave | None:
+        """The save to begin now: as a `Hurry` says, else the oldest."""
+        waiting = [pending for pending in self._pending.values() if not pending.begun]
+        order = {} if self._hurry is None else {save_id: place for place, save_id in enumerate(self._hurry.order)}
+        return min(waiting, key=lambda pending: order.get(pending.save.save_id, len(order)), default=None)
+
     async def _write_all(self) -> None:
         await self._discard_partials()
-        async for pending in self._queue:
-            if pending.withdrawn:
-                continue
-            pending.begun = True
-            with self._mirroring.held():
-                is_durable = await self._write_one(pending)
-            if is_durable:
-                await self._prune()
-            await self._send_logs()
+        async for _ in self._queue:  # one more; which one is written first is another question
+            while (pending := self._next()) is not None:
+                pending.begun = True
+                with self._mirroring.held():
+                    is_durable = await self._write_one(pending)
+                # Nothing that is not a save may stand in the way of one when there is little time.
+                if is_durable and (self._hurry is None or not self._pending):
+                    await self._prune()
+                await self._send_logs()
 
     async def _discard_partials(self) -> None:
         # A writer before this one may have been killed in a save that nobody repeats (streamed, or stalled).
@@ -263,8 +309,12 @@ class _Service:
 
     async def _write_one(self, pending: _PendingSave) -> bool:
         save = pending.save
+        self._current = pending
         try:
             stats = await self._write_with_retries(pending)
+        except PutBackError:
+            pending.begun = False
+            return False
         except Exception as error:
             _logger.debug("step %d failed", save.step, exc_info=error)
             await self._send(Failed(save.save_id, error_to_fields(error)))
@@ -275,8 +325,10 @@ class _Service:
             await self._send(Durable(save.save_id, stats))
             return True
         finally:
-            self._pending.pop(save.save_id, None)
-            pending.close()
+            self._current = None
+            if pending.begun:
+                self._pending.pop(save.save_id, None)
+                pending.close()
 
     async def _write_with_retries(self, pending: _PendingSave) -> WriteStats:
         save = pending.save
@@ -288,6 +340,8 @@ class _Service:
                 return await self._pipeline.write(save, self._segments(pending), report, attempt)
             except Exception as error:
                 cause = _first_cause(error)
+            if isinstance(cause, PutBackError):
+                raise cause
             # A streamed snapshot is gone with the segments that were reused.
             delay_s = retry_delay(cause, attempt) if save.last else None
             first = first or cause
@@ -325,7 +379,7 @@ class _Service:
         async def report(done_bytes: int) -> None:
             nonlocal last_sent
             now = time.monotonic()
-            if now - last_sent >= _PROGRESS_INTERVAL_S:
+            if now - last_sent >= _PROGRESS_INTERVAL_S and not self._hurried.is_set():
                 last_sent = now
                 await self._send(Progress(save_id, done_bytes))
 

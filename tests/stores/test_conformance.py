@@ -9,7 +9,7 @@ import pytest
 
 from asyncckpt.errors import InvalidOptionError, StorageError
 from asyncckpt.stores import LocalStore, Store
-from asyncckpt.testing import Fault, FaultStore, Gate, RawDirectory, StoreSuite
+from asyncckpt.testing import Fault, FaultStore, Gate, RawDirectory, SlowStore, StoreSuite
 
 
 @pytest.fixture
@@ -71,6 +71,14 @@ class TestLocalStore(StoreSuite):
     def test_the_refusal_to_delete_the_root_says_so(self, store: LocalStore) -> None:
         with pytest.raises(InvalidOptionError, match="refusing"):
             store.delete("")
+
+
+class TestSlowStore(StoreSuite):
+    """Slow is not wrong."""
+
+    @pytest.fixture
+    def store(self, root: Path) -> SlowStore:
+        return SlowStore(LocalStore(root), bytes_s=1e10)
 
 
 class TestFaultStoreWithoutFaults(StoreSuite):

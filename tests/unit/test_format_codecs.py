@@ -49,6 +49,21 @@ def crc_of(data: bytes) -> bytes:
 # -- what is written -------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("chain", [[], [BLOSC], [ZSTD], [GZIP], [ZSTD, GZIP, CRC]], ids=str)
+@pytest.mark.parametrize("raw", [noise(100_001), bytes(100_001)], ids=["noise", "zeros"])
+def test_chunks_written_without_compressing_decode_with_the_same_codecs(chain: Chain, raw: bytes) -> None:
+    coder = codec(*chain)
+    stored = b"".join(coder.encode(raw, compress=False))
+    assert decode(coder, stored, len(raw)) == raw
+
+
+@pytest.mark.parametrize("chain", [[BLOSC], [GZIP]], ids=str)
+def test_what_can_be_stored_as_it_is_costs_no_work(chain: Chain) -> None:
+    zeros = bytes(100_000)
+    assert sum(map(len, codec(*chain).encode(zeros, compress=False))) > len(zeros)
+    assert sum(map(len, codec(*chain).encode(zeros))) < len(zeros) / 10
+
+
 @pytest.mark.parametrize("preset", ["fast", "small", "none"])
 @pytest.mark.parametrize("name", DATA_TYPES)
 def test_presets_round_trip_every_data_type(preset: Any, name: str) -> None:
