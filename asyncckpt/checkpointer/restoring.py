@@ -26,6 +26,7 @@ from asyncckpt.policies.keep import Best, rank_best
 from asyncckpt.repository.catalog import ABSENT, UNREADABLE, Catalog, CommittedStep
 from asyncckpt.repository.quarantine import quarantine_step
 from asyncckpt.restore.reader import read_tensors
+from asyncckpt.restore.scratch import Scratch
 from asyncckpt.state.apply import plan_apply
 from asyncckpt.stores.contract import Store
 
@@ -43,7 +44,7 @@ class RestoreTarget:
     def load(self, committed: CommittedStep) -> CheckpointInfo:
         """Restore *committed*: all of it, or nothing is changed."""
         plan = plan_apply(self.state, committed.header.tree, self.only, self.strict)
-        plan.execute(read_tensors(committed, plan.keys))
+        plan.execute(read_tensors(committed, plan.keys, memory=Scratch()))
         return replace(committed.info, mismatch=plan.mismatch)
 
 

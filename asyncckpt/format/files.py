@@ -19,7 +19,15 @@ from asyncckpt.format.layout import ArrayLayout, FilePart
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["FileDigest", "FileEncoder", "decode_file", "read_shard_index"]
+__all__ = [
+    "FileDigest",
+    "FileEncoder",
+    "decode_chunk",
+    "decode_file",
+    "decode_shard_index",
+    "read_shard_index",
+    "shard_index_bytes",
+]
 
 _CRC_BYTES = 4
 _MISSING = 2**64 - 1
@@ -124,6 +132,11 @@ def _padded(chunk: memoryview, chunk_bytes: int) -> memoryview:
     return memoryview(full)
 
 
+def shard_index_bytes(layout: ArrayLayout) -> int:
+    """Size of the index at the end of a shard, checksum included."""
+    return layout.chunks_per_shard * 16 + _CRC_BYTES
+
+
 def read_shard_index(layout: ArrayLayout, stored: memoryview) -> list[tuple[int, int]]:
     """Offset and size of each chunk slot of a shard, checked against the file's size and each other.
 
@@ -132,12 +145,20 @@ def read_shard_index(layout: ArrayLayout, stored: memoryview) -> list[tuple[int,
     """
     if layout.shard_shape is None:
         return [(0, len(stored))]
-    num_bytes = layout.chunks_per_shard * 16
-    body_bytes = len(stored) - num_bytes - _CRC_BYTES
+    body_bytes = len(stored) - shard_index_bytes(layout)
     if body_bytes < 0:
         raise CorruptCheckpointError("a shard is shorter than its index")
-    encoded = bytes(stored[body_bytes : body_bytes + num_bytes])
-    if google_crc32c.value(encoded) != int.from_bytes(stored[-_CRC_BYTES:], "little"):
+    return decode_shard_index(bytes(stored[body_bytes:]), body_bytes)
+
+
+def decode_shard_index(data: bytes, body_bytes: int) -> list[tuple[int, int]]:
+    """The same from the index alone: *data* is the end of a shard, after *body_bytes* of chunks.
+
+    Raises:
+        CorruptCheckpointError: see `read_shard_index`.
+    """
+    encoded = data[:-_CRC_BYTES]
+    if google_crc32c.value(encoded) != int.from_bytes(data[-_CRC_BYTES:], "little"):
         raise CorruptCheckpointError("a shard index does not match its crc32c")
     entries: list[tuple[int, int]] = [
         tuple(entry) for entry in np.frombuffer(encoded, dtype="<u8").reshape(-1, 2).tolist()

@@ -28,6 +28,7 @@ from asyncckpt.repository.catalog import ABSENT, UNREADABLE, CommittedStep
 from asyncckpt.repository.names import HEADER
 from asyncckpt.restore.buffers import ThreadBuffers
 from asyncckpt.restore.scratch import FreshMemory, Memory
+from asyncckpt.restore.shards import STREAMED_BYTES, decode_shard
 from asyncckpt.stores.contract import Store
 
 __all__ = ["TensorReader", "read_tensors"]
@@ -45,7 +46,7 @@ def read_tensors(
     Args:
         committed: the step.
         keys: array keys, ``state/model/lm_head.weight``; inline tensors count as arrays.
-        threads: decoding threads; None takes the CPUs this process may use.
+        threads: decoding threads; None takes twice the CPUs this process may use.
         memory: where the tensors lie; None gives them fresh memory of their own.
 
     Returns:
@@ -143,7 +144,7 @@ class TensorReader:
 
         Args:
             keys: array keys.
-            threads: decoding threads; None takes the CPUs this process may use.
+            threads: decoding threads; None takes twice the CPUs this process may use.
             memory: where the tensors lie; None gives them fresh memory of their own.
             or_nothing: whether to stop early when something is damaged.
 
@@ -151,7 +152,8 @@ class TensorReader:
             StorageError: the storage failed.
             StagingMemoryError: there is not enough memory.
         """
-        with ThreadPoolExecutor(threads or available_cpus(), thread_name_prefix="asyncckpt-restore") as pool:
+        # Twice as many as there are CPUs: some wait for the disk while others decode.
+        with ThreadPoolExecutor(threads or 2 * available_cpus(), thread_name_prefix="asyncckpt-restore") as pool:
             arrays = [array for array in pool.map(self._array, keys) if array is not None]
             self._check_total(arrays)
             if or_nothing and self.damaged:
@@ -216,6 +218,15 @@ class TensorReader:
 
     def _decode_file(self, file: _File) -> None:
         layout, record = file.array.layout, file.record
+        if record is not None and layout.shard_shape is not None and record.bytes > STREAMED_BYTES:
+            key = f"{self._prefix}/{file.name}"
+            try:
+                decode_shard(
+                    functools.partial(self._store.read_into, key), layout, file.part, record, file.out, self._buffers
+                )
+                return
+            except CorruptCheckpointError:
+                pass  # the whole file at once tells what is wrong with it
         # One byte more than there should be, so that a file that grew is noticed.
         room = self._buffers.get((layout.max_stored_bytes if record is None else record.bytes) + 1)
         num_bytes = self._store.read_into(f"{self._prefix}/{file.name}", room)
