@@ -15,7 +15,7 @@ from asyncckpt.repository.quarantine import open_step_directory
 from asyncckpt.repository.verify import verify_step
 from asyncckpt.restore.deep import verify_deep
 from asyncckpt.restore.reader import read_tensors
-from asyncckpt.state.apply import build_state, select_keys
+from asyncckpt.state.apply import LoadPlan
 from asyncckpt.stores import open_store
 from asyncckpt.stores.contract import Store
 
@@ -89,8 +89,8 @@ class Catalogue:
             InvalidOptionError: a pattern matches nothing.
         """
         committed = self.find(which)
-        tree = committed.header.tree
-        return build_state(tree, read_tensors(committed, select_keys(tree, only)), only)
+        plan = LoadPlan(committed.header.tree, only)
+        return plan.build(read_tensors(committed, plan.keys))
 
     def verify(
         self, which: Which = "latest", *, deep: bool = False, sample: float = 1.0, seed: int = 0

@@ -18,7 +18,7 @@ from asyncckpt.state.planner import Planner
 from asyncckpt.state.selection import Only, Selection
 from asyncckpt.state.stored import array_keys, decode_tree
 
-__all__ = ["ApplyPlan", "build_state", "plan_apply", "select_keys"]
+__all__ = ["ApplyPlan", "LoadPlan", "build_state", "plan_apply", "select_keys"]
 
 
 class ApplyPlan:
@@ -157,6 +157,39 @@ def plan_apply(state: Mapping[str, Any], tree: Node, only: Only = None, strict: 
     return ApplyPlan(state, parts, planner)
 
 
+class LoadPlan:
+    """What of a checkpoint is to be loaded without live objects; decoded once, for the keys and for the values.
+
+    Args:
+        tree: the tree `capture` made.
+        only: glob patterns; entries of dicts that no pattern selects are left out.
+
+    Raises:
+        InvalidOptionError: *only* matches nothing.
+        CorruptCheckpointError: *tree* is malformed.
+    """
+
+    def __init__(self, tree: Node, only: Only = None) -> None:
+        selection = Selection(only)
+        stored = decode_tree(tree)
+        selection.check(stored)
+        self._stored: dict[str, Any] = selection.prune(stored)
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """Arrays that `build` needs."""
+        return frozenset(array_keys(self._stored))
+
+    def build(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+        """See `build_state`."""
+        fresh = Fresh(ScratchTensors(tensors), copy=False, to_devices=False)
+        state: dict[str, Any] = fresh.value(self._stored)
+        return state
+
+    def __repr__(self) -> str:
+        return f"<LoadPlan of {', '.join(self._stored)}>"
+
+
 def select_keys(tree: Node, only: Only = None) -> frozenset[str]:
     """Arrays that `build_state` needs.
 
@@ -164,7 +197,7 @@ def select_keys(tree: Node, only: Only = None) -> frozenset[str]:
         InvalidOptionError: *only* matches nothing.
         CorruptCheckpointError: *tree* is malformed.
     """
-    return frozenset(array_keys(_select(tree, only)))
+    return LoadPlan(tree, only).keys
 
 
 def build_state(tree: Node, tensors: Mapping[str, torch.Tensor], only: Only = None) -> dict[str, Any]:
@@ -184,14 +217,4 @@ def build_state(tree: Node, tensors: Mapping[str, torch.Tensor], only: Only = No
         CorruptCheckpointError: *tree* is malformed, or *tensors* are not what it says.
         UnsupportedStateError: a type that is not registered here.
     """
-    fresh = Fresh(ScratchTensors(tensors), copy=False, to_devices=False)
-    state: dict[str, Any] = fresh.value(_select(tree, only))
-    return state
-
-
-def _select(tree: Node, only: Only) -> dict[str, Any]:
-    selection = Selection(only)
-    stored = decode_tree(tree)
-    selection.check(stored)
-    pruned: dict[str, Any] = selection.prune(stored)
-    return pruned
+    return LoadPlan(tree, only).build(tensors)
