@@ -6,6 +6,7 @@ import logging
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -28,6 +29,9 @@ def messages(records: list[LogRecord]) -> list[str]:
     return [found.message for found in records]
 
 
+DEBUG_ARRIVED = threading.Event()
+
+
 class Collector(logging.Handler):
     """Keeps every record it is handed."""
 
@@ -37,12 +41,15 @@ class Collector(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.records.append(record)
+        if record.levelno == logging.DEBUG:
+            DEBUG_ARRIVED.set()
 
 
 @pytest.fixture
 def collected() -> Iterator[list[logging.LogRecord]]:
     """What arrives at the package's logger, of whatever level; its configuration is put back."""
     logger, collector = logging.getLogger("asyncckpt"), Collector()
+    DEBUG_ARRIVED.clear()
     before = logger.level, list(logger.handlers), logger.propagate
     logger.addHandler(collector)
     yield collector.records
@@ -123,6 +130,7 @@ def test_a_level_set_while_training_reaches_the_writer_with_the_next_save(
         assert ckpt.save(1).exception(60) is not None
         logger.setLevel(logging.DEBUG)
         assert ckpt.save(2).exception(60) is not None
+        assert DEBUG_ARRIVED.wait(60)  # it is sent after the answer, and judged by the level when it arrives
         logger.setLevel(logging.WARNING)
         assert ckpt.save(3).exception(60) is not None
         partial.unlink()
