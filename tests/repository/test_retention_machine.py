@@ -213,7 +213,7 @@ BUGS: dict[str, tuple[ModuleType | type, str, str, str]] = {
     "chosen tags do not protect": (retention, "_reasons", "if tag in keep.tags]", "if tag not in keep.tags]"),
     "kinds do not protect": (retention, "_reasons", "if info.kind in keep.kinds:", "if info.kind in keep.kinds[1:]:"),
     "the oldest is taken for the newest": (retention, "plan_retention", "reverse=True", "reverse=False"),
-    "only the last saved are kept": (retention, "_reasons", "newest_first[:last]):", "latest_first[:last]):"),
+    "the last saved is the newest": (retention, "plan_retention", "key=lambda info: info.step", "key=_created_s"),
     "a wrong step is removed": (retention, "execute_retention", "CommittedStep(store, decision.step)",
                                 "CommittedStep(store, max(Catalog(store).steps()))"),
 }  # fmt: skip
