@@ -17,9 +17,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import asyncckpt as ac
 
-__all__ = ["GRACE_S", "live"]
+__all__ = ["GRACE_S", "SAVE_EVERY", "live"]
 
 GRACE_S = 15.0
+SAVE_EVERY = 3
 NUM_WORKERS = 4
 
 
@@ -37,6 +38,11 @@ def live(root: Path, journal: Journal, content: Content) -> NoReturn:
         warnings.simplefilter("ignore")  # more workers than cores
         _train(root, journal, content)
         code = 0
+    except RuntimeError as error:
+        # A worker that was signalled before it could ignore the signal; torch ends the loop for it.
+        is_worker = "DataLoader worker" in str(error)
+        journal.note("bereaved" if is_worker else "error", 0, traceback.format_exc())
+        code = 0 if is_worker else 1
     except BaseException:
         journal.note("error", 0, traceback.format_exc())
     finally:
@@ -46,7 +52,7 @@ def live(root: Path, journal: Journal, content: Content) -> NoReturn:
 def _train(root: Path, journal: Journal, content: Content) -> None:
     state = content.make()
     options = ac.Preemption(grace=GRACE_S)
-    with ac.Checkpointer(root, state, when=ac.Every(steps=3), preemption=options) as ckpt:
+    with ac.Checkpointer(root, state, when=ac.Every(steps=SAVE_EVERY), preemption=options) as ckpt:
         journal.note("opened", 0)
         found = ckpt.restore()
         step = -1 if found is None else found.step
