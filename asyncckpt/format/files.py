@@ -14,6 +14,7 @@ import xxhash
 
 from asyncckpt.errors import CorruptCheckpointError
 from asyncckpt.format.chunks import ChunkCodec
+from asyncckpt.format.codecs import CodecJson
 from asyncckpt.format.layout import ArrayLayout, FilePart
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ __all__ = [
 
 _CRC_BYTES = 4
 _MISSING = 2**64 - 1
+_MOST_CODECS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +50,25 @@ class FileDigest:
     raw: str
 
 
-@lru_cache(maxsize=1024)
-def _codec(codecs: str) -> ChunkCodec:
-    return ChunkCodec(tuple(json.loads(codecs)))
+# By identity, since codecs are not hashable and their JSON takes longer than a small chunk; kept alive by the entry.
+_codecs: dict[int, tuple[tuple[CodecJson, ...], ChunkCodec]] = {}
 
 
 def codec_of(layout: ArrayLayout) -> ChunkCodec:
-    """The codec of the (inner) chunks of *layout*; cached by their JSON, since codecs are not hashable."""
-    return _codec(json.dumps(layout.codecs))
+    """The codec of the (inner) chunks of *layout*."""
+    found = _codecs.get(id(layout.codecs))
+    if found is not None and found[0] is layout.codecs:
+        return found[1]
+    codec = _codec(json.dumps(layout.codecs))
+    if len(_codecs) >= _MOST_CODECS:
+        _codecs.clear()
+    _codecs[id(layout.codecs)] = (layout.codecs, codec)
+    return codec
+
+
+@lru_cache(maxsize=1024)
+def _codec(codecs: str) -> ChunkCodec:
+    return ChunkCodec(tuple(json.loads(codecs)))
 
 
 def _always_compress(num_bytes: int) -> bool:
@@ -97,7 +110,7 @@ class FileEncoder:
         """The pieces of each chunk, and those of the index at the end."""
         layout = self._layout
         codec = codec_of(layout)
-        index = np.full((layout.chunks_per_shard, 2), _MISSING, dtype="<u8")
+        index: list[int] = [] if layout.shard_shape is None else [_MISSING] * (2 * layout.chunks_per_shard)
         for slot, start, stop in layout.chunks(self._part):
             chunk = self._raw[start:stop]
             if self._known_digest is None:
@@ -105,9 +118,10 @@ class FileEncoder:
             begin = self._size
             compress = self._before_chunk(len(chunk))
             yield self._noted(codec.encode(_padded(chunk, layout.chunk_bytes), compress=compress))
-            index[slot] = begin, self._size - begin
-        if layout.shard_shape is not None:
-            encoded = index.tobytes()
+            if index:
+                index[2 * slot : 2 * slot + 2] = begin, self._size - begin
+        if index:
+            encoded = np.array(index, dtype="<u8").tobytes()
             yield self._noted((encoded + google_crc32c.value(encoded).to_bytes(_CRC_BYTES, "little"),))
 
     def _noted(self, pieces: tuple[Buffer, ...]) -> tuple[Buffer, ...]:

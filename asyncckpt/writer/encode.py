@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 import xxhash
 
-from asyncckpt.format.files import FileEncoder
+from asyncckpt.format.files import FileDigest, FileEncoder
 from asyncckpt.format.index import FileRecord
 from asyncckpt.format.metadata import encode_array_metadata
 from asyncckpt.repository.commit import StepWriter
@@ -38,6 +38,31 @@ class JobResult:
     linked_bytes: int = 0
     encode_s: float = 0.0
     write_s: float = 0.0
+
+    def add_written(self, file: _File, digest: FileDigest) -> None:
+        self.records.append(FileRecord(file.key, digest.stored_bytes, digest.stored, digest.raw))
+        self.raw_bytes += file.task.num_bytes
+
+
+@dataclass(slots=True)
+class _File:
+    """A file on its way.
+
+    Attributes:
+        raw: all bytes of its array.
+        metadata: ``zarr.json`` of its array.
+        raw_digest: of its part of *raw*, if that was needed.
+        data: what is to be written, if it is small and was encoded.
+        digest: of *data*.
+    """
+
+    task: FileTask
+    key: str
+    raw: memoryview
+    metadata: bytes
+    raw_digest: str | None = None
+    data: Buffer | None = None
+    digest: FileDigest | None = None
 
 
 class FileWriter:
@@ -68,50 +93,76 @@ class FileWriter:
             PutBackError: another save goes first.
         """
         result = JobResult([])
+        small = [task for task in job if task.num_bytes <= _SMALL_FILE_BYTES]
+        if small:
+            with self._cores, _timed(result, "encode_s"):
+                prepared = [self._prepare(task, arena) for task in small]
+            for file in prepared:
+                self._write_small(file, result)
         for task in job:
-            self._write(task, arena, result)
+            if task.num_bytes > _SMALL_FILE_BYTES:
+                with self._cores, _timed(result, "encode_s"):
+                    file = self._prepare(task, arena)
+                self._write_large(file, result)
         return result
 
-    def _write(self, task: FileTask, arena: memoryview, result: JobResult) -> None:
+    def _prepare(self, task: FileTask, arena: memoryview) -> _File:
         spec = task.spec
         attributes = {} if spec.torch_dtype is None else {"asyncckpt": {"torch_dtype": spec.torch_dtype}}
-        metadata = encode_array_metadata(task.layout, attributes)
-        if task.is_first:
-            with _timed(result, "write_s"):
-                result.records.append(put_recorded(self._step, f"{spec.key}/zarr.json", metadata))
         raw = arena[spec.offset : spec.offset + tensor_bytes(spec)]
-        key = f"{spec.key}/{task.part.key}"
-        raw_digest = self._digest_if_unchanged(task, raw, key, result)
-        record = None
-        if raw_digest is not None:
-            with _timed(result, "write_s"):
-                record = self._previous.link(self._step, key, raw_digest, metadata)
-        if record is not None:
-            result.linked_bytes += record.bytes
-        else:
-            encoder = FileEncoder(task.layout, task.part, raw, raw_digest, self._urgency.before_chunk)
-            write = self._stream if task.num_bytes > _SMALL_FILE_BYTES else self._put
-            write(encoder, key, task.num_bytes, result)
-            digest = encoder.digest
-            record = FileRecord(key, digest.stored_bytes, digest.stored, digest.raw)
-        result.records.append(record)
-        result.raw_bytes += task.num_bytes
-
-    def _digest_if_unchanged(self, task: FileTask, raw: memoryview, key: str, result: JobResult) -> str | None:
-        """Digest of the raw bytes, if they may be those of the previous step; only then it pays to read them twice."""
+        file = _File(task, f"{spec.key}/{task.part.key}", raw, encode_array_metadata(task.layout, attributes))
+        # The digest of the raw bytes is needed first only if the previous step may hold the same: else it comes
+        # with encoding, and they are read once.
         part = raw[task.part.start : task.part.stop]
-        with self._cores, _timed(result, "encode_s"):
-            if not self._previous.may_hold(key, part):
-                return None
-            digest: str = xxhash.xxh3_128_hexdigest(part)
-            return digest
+        if self._previous.may_hold(file.key, part):
+            file.raw_digest = xxhash.xxh3_128_hexdigest(part)
+        elif task.num_bytes <= _SMALL_FILE_BYTES:
+            self._encode_whole(file)
+        return file
 
-    def _put(self, encoder: FileEncoder, key: str, num_bytes: int, result: JobResult) -> None:
-        with self._cores, _timed(result, "encode_s"):
-            pieces = [piece for chunk in encoder for piece in chunk]
-            data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    def _encode_whole(self, file: _File) -> None:
+        encoder = self._encoder(file)
+        pieces = [piece for chunk in encoder for piece in chunk]
+        file.data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        file.digest = encoder.digest
+
+    def _encoder(self, file: _File) -> FileEncoder:
+        task = file.task
+        return FileEncoder(task.layout, task.part, file.raw, file.raw_digest, self._urgency.before_chunk)
+
+    def _write_small(self, file: _File, result: JobResult) -> None:
+        if self._begin(file, result):
+            return
+        if file.data is None:
+            with self._cores, _timed(result, "encode_s"):
+                self._encode_whole(file)
+        assert file.data is not None
+        assert file.digest is not None
         with _timed(result, "write_s"):
-            self._step.put(key, data)
+            self._step.put(file.key, file.data)
+        result.add_written(file, file.digest)
+
+    def _write_large(self, file: _File, result: JobResult) -> None:
+        if self._begin(file, result):
+            return
+        encoder = self._encoder(file)
+        self._stream(encoder, file.key, file.task.num_bytes, result)
+        result.add_written(file, encoder.digest)
+
+    def _begin(self, file: _File, result: JobResult) -> bool:
+        """Write the metadata of the array, and link the file if it did not change; whether that was all."""
+        with _timed(result, "write_s"):
+            if file.task.is_first:
+                result.records.append(put_recorded(self._step, f"{file.task.spec.key}/zarr.json", file.metadata))
+            if file.raw_digest is None:
+                return False
+            record = self._previous.link(self._step, file.key, file.raw_digest, file.metadata)
+        if record is None:
+            return False
+        result.records.append(record)
+        result.raw_bytes += file.task.num_bytes
+        result.linked_bytes += record.bytes
+        return True
 
     def _stream(self, encoder: FileEncoder, key: str, num_bytes: int, result: JobResult) -> None:
         chunks = iter(encoder)
