@@ -26,6 +26,7 @@ from asyncckpt.format.limits import (
 __all__ = ["decode_array_metadata", "encode_array_metadata", "encode_group_metadata"]
 
 _INDEX_CODECS = ({"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"})
+_REPEATED_BYTES = 4096
 _CHUNK_KEYS = {"name": "default", "configuration": {"separator": "."}}
 
 
@@ -108,6 +109,12 @@ def decode_array_metadata(data: bytes) -> tuple[ArrayLayout, dict[str, Any]]:
     """
     if len(data) > MAX_METADATA_BYTES:
         raise CorruptCheckpointError(f"array metadata of {len(data)} bytes is over the limit of {MAX_METADATA_BYTES}")
+    # The layers of a model, and the moments of its parameters, have the same few shapes over and over.
+    layout, attributes = (_decode_repeated if len(data) <= _REPEATED_BYTES else _decode_once)(data)
+    return layout, dict(attributes)
+
+
+def _decode_once(data: bytes) -> tuple[ArrayLayout, dict[str, Any]]:
     try:
         found = _decode(data)
         layout = _layout(found)
@@ -115,6 +122,9 @@ def decode_array_metadata(data: bytes) -> tuple[ArrayLayout, dict[str, Any]]:
     except (msgspec.DecodeError, RecursionError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise CorruptCheckpointError(f"array metadata is malformed: {str(error)[:500]}") from error
     return layout, found.attributes
+
+
+_decode_repeated = lru_cache(maxsize=1024)(_decode_once)
 
 
 def _layout(found: _Array) -> ArrayLayout:

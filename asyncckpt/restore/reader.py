@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import functools
-import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import xxhash
 
 from asyncckpt.errors import CorruptCheckpointError, StagingMemoryError, StorageError
-from asyncckpt.format.dtypes import DATA_TYPES
 from asyncckpt.format.files import decode_file
 from asyncckpt.format.header import InlineTensor
 from asyncckpt.format.index import FileRecord
 from asyncckpt.format.layout import ArrayLayout, FilePart
-from asyncckpt.format.limits import MAX_DIMENSIONS, MAX_METADATA_BYTES
+from asyncckpt.format.limits import MAX_METADATA_BYTES
 from asyncckpt.format.metadata import decode_array_metadata
 from asyncckpt.model import Damage
 from asyncckpt.processes import available_cpus
@@ -29,9 +25,14 @@ from asyncckpt.repository.names import HEADER
 from asyncckpt.restore.buffers import ThreadBuffers
 from asyncckpt.restore.scratch import FreshMemory, Memory
 from asyncckpt.restore.shards import STREAMED_BYTES, decode_shard
+from asyncckpt.restore.tensors import inline_tensor, tensor_over
 from asyncckpt.stores.contract import Store
 
 __all__ = ["TensorReader", "read_tensors"]
+
+_SMALL_BYTES = 64 * 2**10
+_BATCH = 32
+_T = TypeVar("_T")
 
 
 def read_tensors(
@@ -129,7 +130,7 @@ class TensorReader:
     def read_inline(self, inline: Mapping[str, InlineTensor], keys: Collection[str]) -> dict[str, torch.Tensor]:
         """Those of *keys* that are in the header."""
         wanted = [key for key in dict.fromkeys(keys) if key in inline]
-        found = {key: self._guarded(HEADER, key, functools.partial(_inline_tensor, inline[key])) for key in wanted}
+        found = {key: self._guarded(HEADER, key, functools.partial(inline_tensor, inline[key])) for key in wanted}
         return {key: tensor for key, tensor in found.items() if tensor is not None}
 
     def read(
@@ -154,7 +155,8 @@ class TensorReader:
         """
         # Twice as many as there are CPUs: some wait for the disk while others decode.
         with ThreadPoolExecutor(threads or 2 * available_cpus(), thread_name_prefix="asyncckpt-restore") as pool:
-            arrays = [array for array in pool.map(self._array, keys) if array is not None]
+            found = pool.map(lambda batch: [self._array(key) for key in batch], _batches(list(keys)))
+            arrays = [array for batch in found for array in batch if array is not None]
             self._check_total(arrays)
             if or_nothing and self.damaged:
                 return {}
@@ -162,12 +164,17 @@ class TensorReader:
             files = [file for array, out in zip(arrays, blocks, strict=True) for file in self._files(array, out)]
             # Largest first, so that no thread starts a long file when the others are done.
             files.sort(key=lambda file: file.part.start - file.part.stop)
-            for _ in pool.map(self._read_file, files):
+            num_large = sum(file.part.stop - file.part.start > _SMALL_BYTES for file in files)
+            for _ in pool.map(
+                self._read_files, [*([file] for file in files[:num_large]), *_batches(files[num_large:])]
+            ):
                 pass
         lost = {damage.array for damage in self.damaged}
         pairs = zip(arrays, blocks, strict=True)
         views = {
-            array.key: self._guarded(f"{array.key}/zarr.json", array.key, functools.partial(_tensor, array.layout, out))
+            array.key: self._guarded(
+                f"{array.key}/zarr.json", array.key, functools.partial(tensor_over, array.layout, out)
+            )
             for array, out in pairs
             if array.key not in lost
         }
@@ -213,8 +220,9 @@ class TensorReader:
             raise CorruptCheckpointError(f"it cannot have {record.bytes} bytes")
         return _File(array, name, part, record, out)
 
-    def _read_file(self, file: _File) -> None:
-        self._guarded(file.name, file.array.key, lambda: self._decode_file(file))
+    def _read_files(self, files: Sequence[_File]) -> None:
+        for file in files:
+            self._guarded(file.name, file.array.key, functools.partial(self._decode_file, file))
 
     def _decode_file(self, file: _File) -> None:
         layout, record = file.array.layout, file.record
@@ -256,6 +264,11 @@ class TensorReader:
         return None
 
 
+def _batches(items: Sequence[_T]) -> list[Sequence[_T]]:
+    """Small things for a thread to do in a row: handing over each one would take longer than doing it."""
+    return [items[start : start + _BATCH] for start in range(0, len(items), _BATCH)]
+
+
 def _check_digest(record: FileRecord | None, num_bytes: int, data: bytes | memoryview) -> None:
     if record is None:
         return
@@ -263,31 +276,3 @@ def _check_digest(record: FileRecord | None, num_bytes: int, data: bytes | memor
         raise CorruptCheckpointError(f"it has {num_bytes} bytes instead of {record.bytes}")
     if xxhash.xxh3_128_hexdigest(data) != record.stored:
         raise CorruptCheckpointError("it does not match its digest")
-
-
-def _inline_tensor(inline: InlineTensor) -> torch.Tensor:
-    try:
-        data = bytearray(base64.b64decode(inline.data, validate=True))
-    except (binascii.Error, ValueError) as error:
-        raise CorruptCheckpointError(f"an inline tensor is malformed: {error}") from error
-    if inline.dtype not in DATA_TYPES or len(inline.shape) > MAX_DIMENSIONS or min(inline.shape, default=0) < 0:
-        raise CorruptCheckpointError("an inline tensor has an unknown type or shape")
-    if len(data) != math.prod(inline.shape) * DATA_TYPES[inline.dtype].itemsize:
-        raise CorruptCheckpointError("an inline tensor has the wrong size")
-    try:
-        return _view(memoryview(data), inline.dtype, tuple(inline.shape))
-    except (RuntimeError, TypeError, OverflowError) as error:  # an empty one with more elements than can be counted
-        raise CorruptCheckpointError(f"an inline tensor has an impossible shape: {error}") from error
-
-
-def _tensor(layout: ArrayLayout, data: memoryview) -> torch.Tensor:
-    return _view(data, layout.data_type.name, layout.shape)
-
-
-def _view(data: memoryview, data_type: str, shape: tuple[int, ...]) -> torch.Tensor:
-    dtype: torch.dtype | None = getattr(torch, data_type, None)
-    if dtype is None:
-        raise CorruptCheckpointError(f"this torch has no {data_type}")
-    if len(data) == 0:
-        return torch.empty(shape, dtype=dtype)
-    return torch.frombuffer(data, dtype=torch.uint8).view(dtype).view(shape)
