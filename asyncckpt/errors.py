@@ -22,8 +22,9 @@
     │   └── WriterDiedError           it ended without acknowledging the save
     ├── StagingMemoryError        no memory for the snapshot (also MemoryError)
     ├── SnapshotMutatedError      the state changed under the snapshot; it was not written
-    └── CorruptError              stored bytes are not what was written
+    └── CorruptError              stored bytes are not what was written, or not what may be used
         ├── CorruptCheckpointError    a committed step is damaged
+        ├── NonFiniteError            it holds NaN or infinity, and only finite ones were wanted
         └── UnsupportedFormatError    written by a newer asyncckpt, or not in our format
 
 Codes are stable and may be matched on by programs. All errors survive pickling and the
@@ -45,6 +46,7 @@ __all__ = [
     "CorruptError",
     "ForeignRootError",
     "InvalidOptionError",
+    "NonFiniteError",
     "NothingCommittedError",
     "RootLockedError",
     "SaveCancelledError",
@@ -247,7 +249,7 @@ class SnapshotMutatedError(CheckpointError):
 
 
 class CorruptError(CheckpointError):
-    """Stored bytes are not what was written."""
+    """Stored bytes are not what was written, or not what may be used."""
 
     code = "corrupt"
 
@@ -256,6 +258,12 @@ class CorruptCheckpointError(CorruptError):
     """A committed step is damaged; ``fields["damaged"]`` lists the files (and why) when known."""
 
     code = "corrupt_checkpoint"
+
+
+class NonFiniteError(CorruptError):
+    """A committed step is whole but holds NaN or infinity, and ``restore(finite=True)`` was asked for others."""
+
+    code = "non_finite"
 
 
 class UnsupportedFormatError(CorruptError):

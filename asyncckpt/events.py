@@ -93,6 +93,9 @@ CATALOGUE: Mapping[str, EventKind] = MappingProxyType(
                 "write_s": "thread-seconds spent in write calls",
                 "commit_s": "seconds of flush, header, rename and directory fsyncs",
                 "durable_s": "seconds from `save()` until the checkpoint was durable",
+                "finite": "false if it holds NaN or infinity, null if nobody looked (`Staging(check_finite=)`)",
+                "stale": "true if nothing that is trained has changed since the save before",
+                "warnings": "both in words, a list of texts",
             },
         ),
         "save.failed": EventKind(

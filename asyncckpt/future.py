@@ -312,11 +312,11 @@ class SavePromise:
             if not future.done():
                 future._progress = min(max(fraction, 0.0), 1.0)
 
-    def update_stats(self, **changes: float) -> None:
+    def update_stats(self, **changes: Any) -> None:
         """Replace fields of the future's `SaveStats`; allowed after it has settled, too."""
         future = self.future
         with future._changed:
-            future._stats = replace(future._stats, **changes)  # type: ignore[arg-type]
+            future._stats = replace(future._stats, **changes)
 
     def set_result(self, info: CheckpointInfo, stats: SaveStats | None = None) -> bool:
         """The checkpoint is durable; *stats*, when given, replaces what was gathered so far."""

@@ -39,7 +39,7 @@ _EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 @dataclass(frozen=True, slots=True)
 class SaveStats:
-    """What one save cost. Seconds are wall time; bytes are exact.
+    """What one save cost, and what was noticed. Seconds are wall time; bytes are exact.
 
     Attributes:
         blocked_s: how long ``save()`` kept the caller.
@@ -51,6 +51,9 @@ class SaveStats:
         raw_bytes: bytes of all tensors, shared ones counted once.
         stored_bytes: bytes of all files of the step.
         linked_bytes: those of ``stored_bytes`` that were not written but are shared with the previous step.
+        finite: whether every floating point value was finite; None if nobody looked (``Staging(check_finite=)``).
+        stale: whether nothing that is trained had changed since the save before.
+        warnings: what is to be told of it, in words.
     """
 
     blocked_s: float = 0.0
@@ -62,6 +65,9 @@ class SaveStats:
     raw_bytes: int = 0
     stored_bytes: int = 0
     linked_bytes: int = 0
+    finite: bool | None = None
+    stale: bool = False
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +102,10 @@ class CheckpointInfo:
         run: identity of the run that wrote it.
         versions: software versions at save time.
         metadata: the user's ``metadata=``.
-        fell_back_from: newer steps that were damaged and skipped by ``restore``; also this one, if it was damaged
-            and taken from the mirror.
+        finite: whether every floating point value in it is finite; None if nobody looked when it was saved.
+        warnings: what was noticed while it was saved, in words; only the future of the save tells.
+        fell_back_from: newer steps that were damaged (or not finite) and skipped by ``restore``; also
+            this one, if it was damaged and taken from the mirror.
         from_mirror: whether ``restore`` took it from the mirror, where ``path`` is.
         mismatch: what ``restore(strict=False)`` did not load.
     """
@@ -117,6 +125,8 @@ class CheckpointInfo:
     tags: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=lambda: _EMPTY)
     metadata: Mapping[str, Any] = field(default_factory=lambda: _EMPTY)
+    finite: bool | None = None
+    warnings: tuple[str, ...] = ()
     fell_back_from: tuple[int, ...] = ()
     from_mirror: bool = False
     mismatch: Mismatch = Mismatch()
@@ -150,6 +160,7 @@ class TensorSpec:
         shape: global shape.
         offset: first byte in the arena; C order, little endian.
         torch_dtype: torch's name for the type when Zarr has none.
+        trained: whether it is a tensor that gradients are wanted for, so that training should change it.
     """
 
     key: str
@@ -157,6 +168,7 @@ class TensorSpec:
     shape: tuple[int, ...]
     offset: int
     torch_dtype: str | None = None
+    trained: bool = False
 
 
 @dataclass(frozen=True, slots=True)

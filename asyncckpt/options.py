@@ -40,6 +40,8 @@ class Staging:
             but lets a still newer save take its place. The outcome is on the future.
         memory_limit: upper bound in bytes for all slots together; ``None`` is no bound.
         threads: copy threads for CPU tensors; ``None`` takes the CPUs this process may use.
+        check_finite: whether each snapshot is searched for NaN and infinity, by the writer; the checkpoint is
+            saved all the same, marked, and passed over by ``restore(finite=True)`` and ``"best"``.
     """
 
     snapshot: SnapshotMode = "blocking"
@@ -47,8 +49,10 @@ class Staging:
     when_busy: BusyMode = "wait"
     memory_limit: int | None = None
     threads: int | None = None
+    check_finite: bool = False
 
     def __post_init__(self) -> None:
+        _require(isinstance(self.check_finite, bool), f"Staging.check_finite must be a bool, not {self.check_finite!r}")
         _require_choice("Staging.snapshot", self.snapshot, ("blocking",))
         _require_choice("Staging.when_busy", self.when_busy, ("wait", "skip", "supersede"))
         _require(self.slots >= 1, f"Staging.slots must be at least 1, not {self.slots}")

@@ -115,6 +115,7 @@ class Checkpointer:
         self._lock = RunLock.acquire(
             self._store, {"pid": os.getpid(), "run": self._run}, self._writer_options.lock_timeout_s
         )
+        staging = staging or Staging()
         try:
             clean_partials(self._store)
             self._steps = set(Catalog(self._store).steps())
@@ -126,12 +127,13 @@ class Checkpointer:
                 compression,
                 self._keep,
                 self._mirror.options,
+                staging.check_finite,
                 self._note_news,
                 as_process=as_process,
             )
             self._saves = SaveCoordinator(
                 client,
-                staging or Staging(),
+                staging,
                 shared=as_process,
                 on_staged=self._narrator.note_staged,
                 on_end=self._note_end,
@@ -347,6 +349,7 @@ class Checkpointer:
         state: MutableMapping[str, Any] | None = None,
         only: str | Sequence[str] | None = None,
         strict: bool = True,
+        finite: bool = False,
     ) -> CheckpointInfo | None:
         """Load a checkpoint into the live state, in place: all of it or nothing.
 
@@ -361,6 +364,8 @@ class Checkpointer:
             only: glob patterns over ``/``-joined paths, such as ``"model/*"``.
             strict: whether missing, unexpected and mismatched entries are an error; otherwise they are
                 left as they are and reported in ``CheckpointInfo.mismatch``.
+            finite: refuse checkpoints that are known to hold NaN or infinity (``Staging(check_finite=True)``):
+                ``"latest"`` treats them like damaged ones. Those that nobody looked at are taken.
 
         Returns:
             The checkpoint that was loaded; None when *which* is ``"latest"`` and there is none.
@@ -369,6 +374,7 @@ class Checkpointer:
             CheckpointNotFoundError: no such checkpoint.
             StateMismatchError: the state differs; nothing was changed.
             CorruptCheckpointError: the checkpoint (for ``"latest"``: every one) is damaged.
+            NonFiniteError: with *finite*: the checkpoint (for ``"latest"``: every one) is not.
         """
         self._require_open()
         target = self._state if state is None else state
@@ -378,7 +384,7 @@ class Checkpointer:
             )
         for promise in self._saves.pending:
             promise.wait_done()
-        into = RestoreTarget(target, only, strict)
+        into = RestoreTarget(target, only, strict, finite)
         started = time.perf_counter()
         with self._narrator.restoring():
             found = restore_in_place(self._store, self._catalogue, which, into, self._mirror.open_store())

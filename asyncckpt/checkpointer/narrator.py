@@ -29,6 +29,7 @@ _STAGED_STATS = ("raw_bytes", "stage_s", "blocked_s")
 _DURABLE_STATS = (
     *("raw_bytes", "stored_bytes", "linked_bytes"),
     *("blocked_s", "stage_s", "encode_s", "write_s", "commit_s", "durable_s"),
+    *("finite", "stale", "warnings"),
 )
 
 
@@ -62,8 +63,10 @@ class Story:
     def event(self, untold: _Untold) -> Event:
         """The event of *untold*, with the numbers as they are now."""
         stats = self.promise.future.stats
-        numbers = {name: getattr(stats, name) for name in untold.stats}
-        fields = {"nonce": self.facts.nonce, **untold.fields, **numbers}
+        values = {name: getattr(stats, name) for name in untold.stats}
+        if "warnings" in values:
+            values["warnings"] = list(stats.warnings)  # a tuple is no JSON
+        fields = {"nonce": self.facts.nonce, **untold.fields, **values}
         return Event(untold.name, self.facts.step, untold.time, MappingProxyType(fields))
 
 

@@ -18,6 +18,7 @@ from asyncckpt.errors import (
     CheckpointNotFoundError,
     CorruptCheckpointError,
     CorruptError,
+    NonFiniteError,
     StorageError,
     UnsupportedFormatError,
 )
@@ -40,9 +41,12 @@ class RestoreTarget:
     state: Mapping[str, Any]
     only: str | Sequence[str] | None = None
     strict: bool = True
+    finite: bool = False
 
     def load(self, committed: CommittedStep) -> CheckpointInfo:
         """Restore *committed*: all of it, or nothing is changed."""
+        if self.finite and committed.info.finite is False:
+            raise NonFiniteError(f"step {committed.step} holds NaN or infinity", step=committed.step)
         plan = plan_apply(self.state, committed.header.tree, self.only, self.strict)
         plan.execute(read_tensors(committed, plan.keys, memory=Scratch()))
         return replace(committed.info, mismatch=plan.mismatch)
@@ -181,6 +185,8 @@ def _raise_if_damaged(first: _Root, second: _Root | None) -> None:
         return
     newest = max(damaged)
     places = first.store.location("") if second is None else f"{first.store.location('')} and its mirror"
+    if all(isinstance(error, NonFiniteError) for error in damaged.values()):
+        raise NonFiniteError(f"every checkpoint in {places} holds NaN or infinity", steps=sorted(damaged))
     raise CorruptCheckpointError(
         f"every checkpoint in {places} is damaged; the newest: {damaged[newest]}", steps=sorted(damaged)
     ) from damaged[newest]
@@ -196,8 +202,9 @@ def _refuse_newer_format(damaged: Mapping[int, CorruptError]) -> None:
 def _set_aside(store: Store, steps: Sequence[int], damaged: Mapping[int, CorruptError], found: int) -> None:
     for step in steps:
         where = quarantine_step(store, step)
+        what = "is not finite" if isinstance(damaged[step], NonFiniteError) else "is damaged"
         warnings.warn(
-            f"step {step} is damaged and was set aside at {where}; restored step {found} instead: {damaged[step]}",
+            f"step {step} {what} and was set aside at {where}; restored step {found} instead: {damaged[step]}",
             RuntimeWarning,
             stacklevel=5,
         )

@@ -40,6 +40,7 @@ def start_writer(
     compression: Compression,
     keep: Keep,
     mirror: Mirror | None,
+    check_finite: bool,
     on_news: Callable[[WriterNews], None],
     *,
     as_process: bool,
@@ -61,6 +62,7 @@ def start_writer(
         log_level=wanted_level(),
         keep=msgspec.Raw(msgspec.json.encode(keep)),
         incremental=options.incremental,
+        check_finite=check_finite,
         mirror=None if mirror is None else _mirror_to(mirror, keep),
     )
     return WriterClient(configure, start, options.restarts, options.stall_timeout_s, on_news)

@@ -52,6 +52,8 @@ class SaveFacts:
             tags=self.tags,
             versions=self.versions,
             metadata=self.metadata,
+            finite=stats.finite,
+            warnings=tuple(stats.warnings),
         )
 
 
@@ -120,6 +122,9 @@ class SaveTicket:
             raw_bytes=stats.raw_bytes,
             stored_bytes=stats.stored_bytes,
             linked_bytes=stats.linked_bytes,
+            finite=stats.finite,
+            stale=stats.stale,
+            warnings=tuple(stats.warnings),
         )
         self._on_end(self, "durable", None)
         self.promise.set_result(self.facts.info(stats, self._format_version))

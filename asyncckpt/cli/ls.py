@@ -30,6 +30,7 @@ _COLUMNS = (
     Column("stored", right=True),
     Column("ratio", right=True),
     Column("arrays", right=True),
+    Column("finite"),
     Column("metrics"),
     Column("tags"),
 )
@@ -66,6 +67,7 @@ def info_entry(info: CheckpointInfo) -> dict[str, Any]:
         "raw_bytes": info.raw_bytes,
         "stored_bytes": info.stored_bytes,
         "num_arrays": info.num_arrays,
+        "finite": info.finite,
         "metrics": dict(info.metrics),
         "tags": list(info.tags),
     }
@@ -80,10 +82,11 @@ def _row(info: CheckpointInfo) -> tuple[str, ...]:
         format_bytes(info.stored_bytes),
         format_ratio(info.raw_bytes, info.stored_bytes),
         str(info.num_arrays),
+        {True: "yes", False: "NO", None: "-"}[info.finite],
         format_metrics(info.metrics),
         ", ".join(info.tags),
     )
 
 
 def _damaged_row(damaged: DamagedStep) -> tuple[str, ...]:
-    return (str(damaged.step), "DAMAGED", *["-"] * 7)
+    return (str(damaged.step), "DAMAGED", *["-"] * 8)

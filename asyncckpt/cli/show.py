@@ -128,6 +128,7 @@ def _print_facts(info: CheckpointInfo) -> None:
         "created": format_time(info.created),
         "size": f"{format_bytes(info.raw_bytes)}, stored as {format_bytes(info.stored_bytes)} ({ratio})",
         "arrays": f"{info.num_arrays}, written by {info.world_size} rank{'s' * (info.world_size != 1)}",
+        "finite": {True: "yes", False: "NO: it holds NaN or infinity", None: ""}[info.finite],
         "metrics": format_metrics(info.metrics),
         "tags": ", ".join(info.tags),
         "metadata": ", ".join(f"{name}={json_value(value)}" for name, value in info.metadata.items()),

@@ -69,6 +69,7 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     stored_bytes: int
     indexes: list[IndexRef]
     timings: dict[str, float]
+    finite: bool | msgspec.UnsetType = msgspec.UNSET  # left out when nobody looked
     digest: str = "0" * _DIGITS  # must stay the last field: the file ends with it
 
 
@@ -201,6 +202,7 @@ def info_from_header(header: Header, path: str) -> CheckpointInfo:
         tags=tuple(header.tags),
         versions=MappingProxyType(header.versions),
         metadata=_mapping(header.metadata),
+        finite=None if header.finite is msgspec.UNSET else header.finite,
     )
 
 

@@ -78,10 +78,14 @@ class Keep:
 def rank_best(committed: Iterable[CheckpointInfo], best: Best) -> list[CheckpointInfo]:
     """The checkpoints that have the metric, best first.
 
-    A missing value or NaN never wins. Of equal values the earliest step wins: later ones usually just
-    repeat it because nothing was evaluated in between.
+    A missing value or NaN never wins, nor does a checkpoint that is known to hold NaN or infinity. Of equal values
+    the earliest step wins: later ones usually just repeat it because nothing was evaluated in between.
     """
-    ranked = [(value, info) for info in committed if (value := _value(info.metrics, best.metric)) is not None]
+    ranked = [
+        (value, info)
+        for info in committed
+        if info.finite is not False and (value := _value(info.metrics, best.metric)) is not None
+    ]
     sign = 1 if best.mode == "min" else -1
     ranked.sort(key=lambda pair: (sign * pair[0], pair[1].step))
     return [info for _, info in ranked]

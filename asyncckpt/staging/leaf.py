@@ -26,3 +26,6 @@ class Leaf(Protocol):
 
     @property
     def torch_dtype(self) -> str | None: ...
+
+    @property
+    def trained(self) -> bool: ...

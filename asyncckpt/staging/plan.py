@@ -16,7 +16,7 @@ __all__ = ["SegmentPlan", "StagingPlan", "plan_staging", "signature_of"]
 # One cache line: neighbouring tensors copied by different threads do not share one.
 _ALIGN_BYTES = 64
 
-Signature = tuple[tuple[str, str, tuple[int, ...]], ...]
+Signature = tuple[tuple[str, str, tuple[int, ...], bool], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class StagingPlan:
 
 def signature_of(leaves: Sequence[Leaf]) -> Signature:
     """What a plan depends on; equal signatures may share a plan."""
-    return tuple((leaf.key, leaf.data_type, leaf.shape) for leaf in leaves)
+    return tuple((leaf.key, leaf.data_type, leaf.shape, leaf.trained) for leaf in leaves)
 
 
 def plan_staging(leaves: Sequence[Leaf], limit_bytes: int | None) -> StagingPlan:
@@ -107,7 +107,7 @@ def _lay_out(leaves: Sequence[Leaf], sizes: Sequence[int], start: int, stop: int
         offsets.append(end)
         end += size
     specs = [
-        TensorSpec(leaf.key, leaf.data_type, leaf.shape, offset, leaf.torch_dtype)
+        TensorSpec(leaf.key, leaf.data_type, leaf.shape, offset, leaf.torch_dtype, leaf.trained)
         for leaf, offset in zip(leaves[start:stop], offsets, strict=True)
     ]
     return SegmentPlan(start, stop, tuple(offsets), max(end, 1), msgspec.Raw(msgspec.json.encode(specs)))

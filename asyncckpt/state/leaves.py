@@ -32,6 +32,7 @@ class TensorLeaf(NamedTuple):
         data_type: Zarr name.
         shape: shape of the array.
         torch_dtype: torch's name for the type when Zarr has none; *tensor* then holds its bytes.
+        trained: whether gradients are wanted for it, so that training should change it.
     """
 
     key: str
@@ -39,6 +40,7 @@ class TensorLeaf(NamedTuple):
     data_type: str
     shape: tuple[int, ...]
     torch_dtype: str | None
+    trained: bool = False
 
 
 class LeafCollector:
@@ -67,33 +69,38 @@ class LeafCollector:
         """
         # The hot path: every attribute read here costs a millisecond per 10,000 tensors, and half
         # as much again on a Parameter, which takes part in autograd.
+        trained = False
         if type(tensor) is nn.Parameter:
+            trained = tensor.requires_grad
             tensor = tensor.detach()
         name = _FAST.get(tensor.dtype)
         if name is None or type(tensor) not in PLAIN_KINDS or tensor.is_neg():
-            return self._add_special(tensor, key, path)
+            return self._add_special(tensor, key, path, trained)
         try:
             address = tensor.untyped_storage().data_ptr()
             size = tensor.shape
         except RuntimeError:  # sparse, nested and opaque tensors have no storage or no shape
-            return self._add_special(tensor, key, path)
+            return self._add_special(tensor, key, path, trained)
         shape = self._shapes.get(size)
         if shape is None:
             shape = self._shapes[size] = (tuple(size), list(size))
         if not address and 0 not in size:
             plain_tensor(tensor, path)  # says why: meta, or its storage was freed
         if tensor.requires_grad:
+            trained = tensor.is_leaf
             tensor = tensor.detach()
-        return self._append_tensor(tensor, key, name, shape, address)
+        return self._append_tensor(tensor, key, name, shape, address, trained)
 
-    def _append_tensor(self, tensor: torch.Tensor, key: str, name: str, shape: _Shape, address: int) -> _TensorNode:
+    def _append_tensor(
+        self, tensor: torch.Tensor, key: str, name: str, shape: _Shape, address: int, trained: bool
+    ) -> _TensorNode:
         node = {"$": "tensor", "key": key, "dtype": name, "shape": shape[1]}
         if not tensor.is_cpu:
             node["device"] = tensor.device.type
         index = len(self._leaves)
         if address and self._first.setdefault(address, index) != index:
             self._shared.setdefault(address, [self._first[address]]).append(index)
-        self._leaves.append(TensorLeaf(key, tensor, name, shape[0], None))
+        self._leaves.append(TensorLeaf(key, tensor, name, shape[0], None, trained))
         self._nodes.append(node)
         return node
 
@@ -130,7 +137,8 @@ class LeafCollector:
         self._leaves.append(leaf)
         self._nodes.append(node)
 
-    def _add_special(self, tensor: torch.Tensor, key: str, path: str) -> _TensorNode:
+    def _add_special(self, tensor: torch.Tensor, key: str, path: str, trained: bool) -> _TensorNode:
+        trained = trained or (tensor.requires_grad and tensor.is_leaf)
         plain = plain_tensor(tensor, path)
         if plain.is_quantized:
             return self._add_quantized(plain, key, path)
@@ -138,7 +146,8 @@ class LeafCollector:
         if name is None:
             return self._add_bytes(plain, key)
         shape = tuple(plain.shape)
-        return self._append_tensor(plain, key, name, (shape, list(shape)), plain.untyped_storage().data_ptr())
+        address = plain.untyped_storage().data_ptr()
+        return self._append_tensor(plain, key, name, (shape, list(shape)), address, trained)
 
     def _add_bytes(self, tensor: torch.Tensor, key: str) -> _TensorNode:
         identity = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())

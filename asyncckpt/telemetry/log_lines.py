@@ -1,7 +1,8 @@
 """The lines that saves and restores leave in the log.
 
 ``step 500 staged 1.9 GB in 41 ms, blocked 12 ms`` and ``step 500 durable in 2.31 s, 812 MB/s, 1.31x``: the rate
-is that of the raw bytes, the last number how many times smaller the files are. INFO on the logger ``asyncckpt``.
+is that of the raw bytes, the last number how many times smaller the files are. INFO on the logger ``asyncckpt``;
+what is odd about a checkpoint that was saved is a WARNING.
 Failures are logged where they become known: by the future as errors, by the writer's supervision as warnings.
 """
 
@@ -21,6 +22,8 @@ def log_event(event: Event) -> None:
     line = log_line(event)
     if line is not None:
         _logger.info("%s", line)
+    for warning in event.fields.get("warnings", ()):
+        _logger.warning("step %s: %s", event.step, warning)
 
 
 def log_line(event: Event) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import xxhash
@@ -16,6 +16,7 @@ from asyncckpt.format.metadata import encode_array_metadata
 from asyncckpt.repository.commit import StepWriter
 from asyncckpt.stores.contract import FileSink
 from asyncckpt.writer.cores import CoreBudget
+from asyncckpt.writer.finite import holds_non_finite, type_of_values
 from asyncckpt.writer.jobs import FileTask, Job, tensor_bytes
 from asyncckpt.writer.previous import PreviousStep
 from asyncckpt.writer.urgency import Urgency
@@ -31,13 +32,17 @@ _SMALL_FILE_BYTES = 1 * 2**20
 
 @dataclass(slots=True)
 class JobResult:
-    """What a job wrote or linked, and the thread-seconds it took, without those spent waiting for a core."""
+    """What a job wrote or linked, and the thread-seconds it took, without those spent waiting for a core.
+
+    ``non_finite`` has the keys of arrays with NaN or infinity, if they were searched.
+    """
 
     records: list[FileRecord]
     raw_bytes: int = 0
     linked_bytes: int = 0
     encode_s: float = 0.0
     write_s: float = 0.0
+    non_finite: list[str] = field(default_factory=list)
 
     def add_written(self, file: _File, digest: FileDigest) -> None:
         self.records.append(FileRecord(file.key, digest.stored_bytes, digest.stored, digest.raw))
@@ -77,13 +82,23 @@ class FileWriter:
         previous: where unchanged files come from.
         cores: how many threads may encode at a time.
         urgency: whether to compress, and whether to go on.
+        check_finite: whether to search for NaN and infinity.
     """
 
-    def __init__(self, step: StepWriter, previous: PreviousStep, cores: CoreBudget, urgency: Urgency) -> None:
+    def __init__(
+        self,
+        step: StepWriter,
+        previous: PreviousStep,
+        cores: CoreBudget,
+        urgency: Urgency,
+        *,
+        check_finite: bool = False,
+    ) -> None:
         self._step = step
         self._previous = previous
         self._cores = cores
         self._urgency = urgency
+        self._check_finite = check_finite
 
     def run(self, job: Job, arena: memoryview) -> JobResult:
         """Write every file of *job*, whose tensors lie in *arena*.
@@ -96,17 +111,17 @@ class FileWriter:
         small = [task for task in job if task.num_bytes <= _SMALL_FILE_BYTES]
         if small:
             with self._cores, _timed(result, "encode_s"):
-                prepared = [self._prepare(task, arena) for task in small]
+                prepared = [self._prepare(task, arena, result) for task in small]
             for file in prepared:
                 self._write_small(file, result)
         for task in job:
             if task.num_bytes > _SMALL_FILE_BYTES:
                 with self._cores, _timed(result, "encode_s"):
-                    file = self._prepare(task, arena)
+                    file = self._prepare(task, arena, result)
                 self._write_large(file, result)
         return result
 
-    def _prepare(self, task: FileTask, arena: memoryview) -> _File:
+    def _prepare(self, task: FileTask, arena: memoryview, result: JobResult) -> _File:
         spec = task.spec
         attributes = {} if spec.torch_dtype is None else {"asyncckpt": {"torch_dtype": spec.torch_dtype}}
         raw = arena[spec.offset : spec.offset + tensor_bytes(spec)]
@@ -114,6 +129,8 @@ class FileWriter:
         # The digest of the raw bytes is needed first only if the previous step may hold the same: else it comes
         # with encoding, and they are read once.
         part = raw[task.part.start : task.part.stop]
+        if self._check_finite and holds_non_finite(part, type_of_values(spec)):
+            result.non_finite.append(spec.key)
         if self._previous.may_hold(file.key, part):
             file.raw_digest = xxhash.xxh3_128_hexdigest(part)
         elif task.num_bytes <= _SMALL_FILE_BYTES:

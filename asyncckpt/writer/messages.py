@@ -67,6 +67,7 @@ class Configure(msgspec.Struct, frozen=True, tag="configure"):
     log_level: int
     keep: msgspec.Raw
     incremental: bool = True
+    check_finite: bool = False
     mirror: MirrorTo | None = None
 
 
@@ -176,6 +177,9 @@ class WriteStats(msgspec.Struct, frozen=True):
     stored_bytes: int
     num_arrays: int
     linked_bytes: int = 0
+    finite: bool | None = None
+    stale: bool = False
+    warnings: list[str] = []
 
 
 class Durable(msgspec.Struct, frozen=True, tag="durable"):

@@ -6,10 +6,9 @@ workers. Memory is bounded by one encode buffer per worker, whatever the size of
 
 from __future__ import annotations
 
-import base64
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import anyio
 import anyio.to_thread
@@ -17,8 +16,8 @@ import msgspec
 from anyio.abc import ObjectReceiveStream
 
 from asyncckpt.errors import StepExistsError
-from asyncckpt.format.header import FORMAT, Header, IndexRef, InlineTensor, encode_header_file
-from asyncckpt.format.index import FileRecord, encode_index
+from asyncckpt.format.header import Header, encode_header_file
+from asyncckpt.format.index import encode_index
 from asyncckpt.format.metadata import encode_group_metadata
 from asyncckpt.model import TensorSpec
 from asyncckpt.options import Compression
@@ -26,11 +25,14 @@ from asyncckpt.repository.catalog import CommittedStep
 from asyncckpt.repository.commit import StepWriter, sync_renames
 from asyncckpt.stores.contract import Store
 from asyncckpt.writer.cores import choose_workers
-from asyncckpt.writer.encode import FileWriter, JobResult, put_recorded
-from asyncckpt.writer.jobs import Job, plan_jobs, tensor_bytes
+from asyncckpt.writer.encode import FileWriter, put_recorded
+from asyncckpt.writer.jobs import Job, plan_jobs
 from asyncckpt.writer.messages import Save, WriteStats
 from asyncckpt.writer.previous import PreviousStep
+from asyncckpt.writer.stale import TrainingWatch, digest_of
 from asyncckpt.writer.urgency import Urgency
+from asyncckpt.writer.warn import save_warnings
+from asyncckpt.writer.written import Written
 
 __all__ = ["Pipeline", "Segment"]
 
@@ -47,30 +49,6 @@ class Segment:
     release: Callable[[], Awaitable[None]]
 
 
-@dataclass(slots=True)
-class _Written:
-    """What has been written of a save so far."""
-
-    records: list[FileRecord] = field(default_factory=list)
-    inline: dict[str, InlineTensor] = field(default_factory=dict)
-    num_arrays: int = 0
-    raw_bytes: int = 0
-    linked_bytes: int = 0
-    encode_s: float = 0.0
-    write_s: float = 0.0
-
-    def add(self, result: JobResult) -> None:
-        self.records.extend(result.records)
-        self.raw_bytes += result.raw_bytes
-        self.linked_bytes += result.linked_bytes
-        self.encode_s += result.encode_s
-        self.write_s += result.write_s
-
-    @property
-    def stored_bytes(self) -> int:
-        return sum(record.bytes for record in self.records)
-
-
 class Pipeline:
     """Writes saves to one store, one after the other.
 
@@ -81,6 +59,7 @@ class Pipeline:
         incremental: link what did not change since the previous step, where the store can.
         is_own_process: see `cores.choose_workers`.
         urgency: what the encode threads look at.
+        check_finite: search for NaN and infinity, and mark steps that hold some.
     """
 
     def __init__(
@@ -92,6 +71,7 @@ class Pipeline:
         incremental: bool = True,
         is_own_process: bool = False,
         urgency: Urgency | None = None,
+        check_finite: bool = False,
     ) -> None:
         self._store = store
         self._compression = compression
@@ -99,6 +79,8 @@ class Pipeline:
         self._limiter = anyio.CapacityLimiter(self._num_workers)
         self._urgency = urgency or Urgency()
         self._previous = PreviousStep(store, incremental=incremental)
+        self._watch = TrainingWatch()
+        self._check_finite = check_finite
 
     def hurry(self) -> None:
         """Use every core that may be used from now on, also for what is being written."""
@@ -143,8 +125,8 @@ class Pipeline:
     ) -> WriteStats:
         step = await anyio.to_thread.run_sync(StepWriter.begin, self._store, save.step, save.nonce, attempt)
         try:
-            written = _Written()
-            files = FileWriter(step, self._previous, self._cores, self._urgency)
+            written = Written()
+            files = FileWriter(step, self._previous, self._cores, self._urgency, check_finite=self._check_finite)
             await anyio.to_thread.run_sync(self._previous.begin)
             async for segment in segments:
                 await self._write_segment(segment, files, written, on_progress)
@@ -157,6 +139,8 @@ class Pipeline:
                 await anyio.to_thread.run_sync(step.abort)
             raise
         self._previous.remember(save.step, save.nonce, written.records)
+        earlier_step = self._watch.earlier_step(save, written.trained_digest)
+        self._watch.remember(save, written.trained_digest)
         return WriteStats(
             encode_s=written.encode_s,
             write_s=written.write_s,
@@ -165,16 +149,20 @@ class Pipeline:
             stored_bytes=header.stored_bytes,
             num_arrays=written.num_arrays,
             linked_bytes=written.linked_bytes,
+            finite=written.finite,
+            stale=earlier_step is not None,
+            warnings=list(save_warnings(written.non_finite, earlier_step)),
         )
 
     async def _write_segment(
-        self, segment: Segment, files: FileWriter, written: _Written, on_progress: Callable[[int], Awaitable[None]]
+        self, segment: Segment, files: FileWriter, written: Written, on_progress: Callable[[int], Awaitable[None]]
     ) -> None:
-        plan = await anyio.to_thread.run_sync(lambda: plan_jobs(_decode_tensors(segment.tensors), self._compression))
+        tensors = await anyio.to_thread.run_sync(_decode_tensors, segment.tensors)
+        plan = await anyio.to_thread.run_sync(plan_jobs, tensors, self._compression)
         written.num_arrays += plan.num_arrays
+        written.trained.update(spec.key for spec in tensors if spec.trained)
         for spec in plan.inline:
-            written.inline[spec.key] = _inline(spec, segment.buffer)
-            written.raw_bytes += tensor_bytes(spec)
+            written.add_inline(spec, segment.buffer, check_finite=self._check_finite)
         send, receive = anyio.create_memory_object_stream[Job](self._num_workers)
 
         async def work(jobs: ObjectReceiveStream[Job]) -> None:
@@ -195,7 +183,7 @@ class Pipeline:
                     break  # every worker has failed; what they met is the error of the group
             send.close()
 
-    def _finish_index(self, save: Save, step: StepWriter, written: _Written) -> Header:
+    def _finish_index(self, save: Save, step: StepWriter, written: Written) -> Header:
         groups = {"state", "index"}.union(*(_parents(record.key) for record in written.records))
         metadata = encode_group_metadata()
         written.records += [put_recorded(step, f"{group}/zarr.json", metadata) for group in sorted(groups)]
@@ -203,7 +191,10 @@ class Pipeline:
         step.put(f"{reference.key}/zarr.json", array_metadata)
         step.put(f"{reference.key}/c.0", chunk)
         stored_bytes = written.stored_bytes + len(array_metadata) + len(chunk)
-        return _header(save, written, [reference], stored_bytes)
+        if self._check_finite:
+            written.finite = not written.non_finite
+        written.trained_digest = digest_of(written.trained, written.records, written.inline)
+        return written.header(save, [reference], stored_bytes)
 
     def _confirm_own_commit(self, save: Save) -> WriteStats:
         # It may be acknowledged only once the rename itself is durable.
@@ -220,43 +211,11 @@ class Pipeline:
             raw_bytes=header.raw_bytes,
             stored_bytes=header.stored_bytes,
             num_arrays=header.arrays,
+            finite=None if header.finite is msgspec.UNSET else header.finite,
         )
-
-
-def _inline(spec: TensorSpec, buffer: memoryview) -> InlineTensor:
-    data = buffer[spec.offset : spec.offset + tensor_bytes(spec)]
-    return InlineTensor(
-        dtype=spec.data_type,
-        shape=list(spec.shape),
-        data=base64.b64encode(data).decode("ascii"),
-        torch_dtype=spec.torch_dtype,
-    )
 
 
 def _parents(key: str) -> Iterable[str]:
     # "state/model/w/zarr.json": "state/model/w" is an array, what lies above it are groups.
     parts = key.split("/")[:-2]
     return ("/".join(parts[:depth]) for depth in range(1, len(parts) + 1))
-
-
-def _header(save: Save, written: _Written, indexes: list[IndexRef], stored_bytes: int) -> Header:
-    return Header(
-        format=FORMAT,
-        step=save.step,
-        kind=save.kind,
-        nonce=save.nonce,
-        run=save.run,
-        created=save.created,
-        world_size=1,
-        tags=save.tags,
-        metrics=save.metrics,
-        metadata=save.metadata,
-        versions=save.versions,
-        tree=save.tree,
-        inline=written.inline,
-        arrays=written.num_arrays,
-        raw_bytes=written.raw_bytes,
-        stored_bytes=stored_bytes,
-        indexes=indexes,
-        timings={"stage_s": save.stage_s, "encode_s": written.encode_s, "write_s": written.write_s},
-    )

@@ -118,6 +118,7 @@ class _Service:
             configure.compression,  # type: ignore[arg-type]
             configure.threads,
             incremental=configure.incremental,
+            check_finite=configure.check_finite,
             is_own_process=configure.trainer_pid != os.getpid(),
             urgency=self._urgency,
         )

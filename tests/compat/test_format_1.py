@@ -238,6 +238,16 @@ def compression(request: pytest.FixtureRequest, fixture: Any) -> Any:
     return fixture.OWN if request.param == "own" else request.param
 
 
+@pytest.mark.parametrize("value", [1.0, math.nan])
+def test_the_second_reader_reads_whether_it_is_finite(reader: Any, tmp_path: Path, value: float) -> None:
+    state = {"t": torch.full((200,), value)}
+    with ac.Checkpointer(tmp_path, state, staging=ac.Staging(check_finite=True)) as ckpt:
+        info = ckpt.save(1).result(60)
+    found = reader.Step(Path(info.path))
+    assert found.header["finite"] is info.finite is not math.isnan(value)
+    assert_same(found.state(), load(tmp_path, 1))
+
+
 @pytest.mark.parametrize("name", ["zarr.json", "index/rank-00000/zarr.json", "index/rank-00000/c.0",
                                   "state/ramp/sharded/zarr.json", "state/ramp/sharded/c.0"])  # fmt: skip
 def test_the_second_reader_notices_damage(reader: Any, tmp_path: Path, name: str) -> None:

@@ -92,7 +92,7 @@ def test_ls_lists_steps_newest_first(cli: Cli, root: Path) -> None:
     result = cli("ls", root)
     assert result.code == 0
     title, *rows = result.out.splitlines()
-    assert title.split() == ["step", "kind", "created", "raw", "stored", "ratio", "arrays", "metrics", "tags"]
+    assert title.split() == ["step", "kind", "created", "raw", "stored", "ratio", "arrays", "finite", "metrics", "tags"]
     assert [row.split()[0] for row in rows] == ["8", "5", "3"]
     assert "loss=nan" in rows[1]
     assert rows[2].endswith("good")

@@ -45,6 +45,7 @@ CODES = {
     "snapshot_mutated": errors.SnapshotMutatedError,
     "corrupt": errors.CorruptError,
     "corrupt_checkpoint": errors.CorruptCheckpointError,
+    "non_finite": errors.NonFiniteError,
     "unsupported_format": errors.UnsupportedFormatError,
 }
 RETRYABLE = {"busy", "root_locked", "save_skipped", "staging_memory", "storage", "writer_died"}
@@ -120,6 +121,7 @@ def test_repr_shows_the_fields(cls: type[CheckpointError]) -> None:
         (errors.WriterDiedError, WriterError),
         (errors.CorruptCheckpointError, CorruptError),
         (errors.UnsupportedFormatError, CorruptError),
+        (errors.NonFiniteError, CorruptError),
         (errors.StepExistsError, UsageError),
     ],
 )

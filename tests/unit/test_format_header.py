@@ -69,6 +69,24 @@ def test_a_header_comes_back() -> None:
     assert list(json.loads(data)["attributes"]["asyncckpt"]) == [*MEMBERS, "digest"]
 
 
+@pytest.mark.parametrize("finite", [True, False])
+def test_whether_it_is_finite_comes_back(finite: bool) -> None:
+    data = encode_header_file(header(finite=finite))
+    assert decode_header_file(data).finite is finite
+    assert info_from_header(decode_header_file(data), "/step").finite is finite
+    assert list(json.loads(data)["attributes"]["asyncckpt"])[-3:] == ["timings", "finite", "digest"]
+
+
+def test_what_nobody_knows_is_not_written() -> None:
+    assert info_from_header(header(), "/step").finite is None
+    tree = document()
+    tree["attributes"]["asyncckpt"] = {**tree["attributes"]["asyncckpt"], "finite": None}
+    members = tree["attributes"]["asyncckpt"]
+    members["digest"] = members.pop("digest")
+    with pytest.raises(CorruptCheckpointError):
+        decode_header_file(signed(tree))
+
+
 def test_the_digest_is_that_of_the_file_with_zeros_in_its_place() -> None:
     data = encode_header_file(header())
     digest = decode_header_file(data).digest

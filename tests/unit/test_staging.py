@@ -26,6 +26,7 @@ class FakeLeaf:
     tensor: torch.Tensor
     data_type: str = "float32"
     torch_dtype: str | None = None
+    trained: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
