@@ -104,6 +104,7 @@ class FileEncoder:
         self._before_chunk = before_chunk
         self._raw_hash = xxhash.xxh3_128()
         self._stored_hash = xxhash.xxh3_128()
+        self._num_raw = 0
         self._size = 0
 
     def __iter__(self) -> Iterator[tuple[Buffer, ...]]:
@@ -115,6 +116,7 @@ class FileEncoder:
             chunk = self._raw[start:stop]
             if self._known_digest is None:
                 self._raw_hash.update(chunk)
+            self._num_raw += len(chunk)
             begin = self._size
             compress = self._before_chunk(len(chunk))
             yield self._noted(codec.encode(_padded(chunk, layout.chunk_bytes), compress=compress))
@@ -129,6 +131,16 @@ class FileEncoder:
             self._stored_hash.update(piece)
             self._size += memoryview(piece).nbytes
         return pieces
+
+    @property
+    def raw_bytes(self) -> int:
+        """Raw bytes that were encoded so far."""
+        return self._num_raw
+
+    @property
+    def stored_bytes(self) -> int:
+        """What they came to."""
+        return self._size
 
     @property
     def digest(self) -> FileDigest:

@@ -19,6 +19,7 @@ from asyncckpt.writer.cores import CoreBudget
 from asyncckpt.writer.finite import holds_non_finite, type_of_values
 from asyncckpt.writer.jobs import FileTask, Job, tensor_bytes
 from asyncckpt.writer.previous import PreviousStep
+from asyncckpt.writer.rates import CompressionRates
 from asyncckpt.writer.urgency import Urgency
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ class FileWriter:
         previous: where unchanged files come from.
         cores: how many threads may encode at a time.
         urgency: whether to compress, and whether to go on.
+        rates: whether compressing pays; None always compresses.
         check_finite: whether to search for NaN and infinity.
     """
 
@@ -91,10 +93,12 @@ class FileWriter:
         previous: PreviousStep,
         cores: CoreBudget,
         urgency: Urgency,
+        rates: CompressionRates | None = None,
         *,
         check_finite: bool = False,
     ) -> None:
         self._step = step
+        self._rates = rates
         self._previous = previous
         self._cores = cores
         self._urgency = urgency
@@ -145,7 +149,13 @@ class FileWriter:
 
     def _encoder(self, file: _File) -> FileEncoder:
         task = file.task
-        return FileEncoder(task.layout, task.part, file.raw, file.raw_digest, self._urgency.before_chunk)
+        return FileEncoder(task.layout, task.part, file.raw, file.raw_digest, self._before_chunk)
+
+    def _before_chunk(self, num_bytes: int) -> bool:
+        return self._urgency.before_chunk(num_bytes) and self._is_worth_compressing()
+
+    def _is_worth_compressing(self) -> bool:
+        return self._rates is None or self._rates.is_worth_compressing(self._cores.limit)
 
     def _write_small(self, file: _File, result: JobResult) -> None:
         if self._begin(file, result):
@@ -186,22 +196,36 @@ class FileWriter:
         with _timed(result, "write_s"):
             file = self._step.create(key, num_bytes)
         with file:
-            while pieces := self._encode_until_full(chunks, file, result):
-                with _timed(result, "write_s"):
+            written_bytes = 0
+            while pieces := self._encode_until_full(encoder, chunks, file, result):
+                with _timed(result, "write_s"), self._writing(encoder.stored_bytes - written_bytes):
                     for piece in pieces:
                         file.write(piece)
+                written_bytes = encoder.stored_bytes
 
     def _encode_until_full(
-        self, chunks: Iterator[tuple[Buffer, ...]], file: FileSink, result: JobResult
+        self, encoder: FileEncoder, chunks: Iterator[tuple[Buffer, ...]], file: FileSink, result: JobResult
     ) -> tuple[Buffer, ...]:
         """Encode into the buffer of *file*, on one core all the while; the pieces for which it must be written."""
-        with self._cores, _timed(result, "encode_s"):
+        with self._cores, _timed(result, "encode_s"), self._compressing(encoder):
             for pieces in chunks:
                 if sum(memoryview(piece).nbytes for piece in pieces) > file.room_bytes:
                     return pieces
                 for piece in pieces:
                     file.write(piece)
         return ()
+
+    def _writing(self, num_bytes: int) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if self._rates is None else self._rates.writing(num_bytes)
+
+    @contextlib.contextmanager
+    def _compressing(self, encoder: FileEncoder) -> Iterator[None]:
+        if self._rates is None or not (self._urgency.compress and self._is_worth_compressing()):
+            yield
+            return
+        started, before_bytes = time.perf_counter(), encoder.raw_bytes
+        yield
+        self._rates.note_compressed(encoder.raw_bytes - before_bytes, time.perf_counter() - started)
 
 
 @contextlib.contextmanager

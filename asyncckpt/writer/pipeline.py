@@ -29,6 +29,7 @@ from asyncckpt.writer.encode import FileWriter, put_recorded
 from asyncckpt.writer.jobs import Job, plan_jobs
 from asyncckpt.writer.messages import Save, WriteStats
 from asyncckpt.writer.previous import PreviousStep
+from asyncckpt.writer.rates import CompressionRates
 from asyncckpt.writer.stale import TrainingWatch, digest_of
 from asyncckpt.writer.urgency import Urgency
 from asyncckpt.writer.warn import save_warnings
@@ -81,6 +82,8 @@ class Pipeline:
         self._previous = PreviousStep(store, incremental=incremental)
         self._watch = TrainingWatch()
         self._check_finite = check_finite
+        # Only "fast" leaves it to us; and who chose the threads gets the same bytes every time.
+        self._rates = CompressionRates() if compression == "fast" and threads is None else None
 
     def hurry(self) -> None:
         """Use every core that may be used from now on, also for what is being written."""
@@ -107,6 +110,8 @@ class Pipeline:
             PutBackError: `Urgency.put_back` was called; also in a group. Nothing was committed.
         """
         self._urgency.begin()
+        if self._rates is not None:
+            self._rates.begin()
         try:
             return await self._write(save, segments, on_progress, attempt)
         except StepExistsError:
@@ -126,7 +131,9 @@ class Pipeline:
         step = await anyio.to_thread.run_sync(StepWriter.begin, self._store, save.step, save.nonce, attempt)
         try:
             written = Written()
-            files = FileWriter(step, self._previous, self._cores, self._urgency, check_finite=self._check_finite)
+            files = FileWriter(
+                step, self._previous, self._cores, self._urgency, self._rates, check_finite=self._check_finite
+            )
             await anyio.to_thread.run_sync(self._previous.begin)
             async for segment in segments:
                 await self._write_segment(segment, files, written, on_progress)
