@@ -8,7 +8,6 @@ import time
 import uuid
 import warnings
 from collections.abc import Mapping, MutableMapping, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from os import PathLike
 from types import TracebackType
@@ -16,27 +15,25 @@ from typing import Any, Self
 
 import anyio.to_thread
 
+from asyncckpt.checkpointer.books import Books
 from asyncckpt.checkpointer.closing import close_at_exit, quiet_if
-from asyncckpt.checkpointer.deciding import SaveDecider
 from asyncckpt.checkpointer.describing import checked_kind, checked_metrics, checked_step, versions
 from asyncckpt.checkpointer.failures import UnseenFailures
 from asyncckpt.checkpointer.mirror import MirrorView, resolve_mirror
-from asyncckpt.checkpointer.narrator import Narrator, error_fields
 from asyncckpt.checkpointer.preempting import DEFAULT_PREEMPTION, Preempting
 from asyncckpt.checkpointer.reading import Catalogue, Which
 from asyncckpt.checkpointer.restoring import RestoreTarget, restore_in_place
 from asyncckpt.checkpointer.saves import SaveCoordinator
-from asyncckpt.checkpointer.starting import runs_as_process, start_writer
-from asyncckpt.checkpointer.tally import Tally
+from asyncckpt.checkpointer.starting import release_on_error, runs_as_process, start_writer
 from asyncckpt.checkpointer.ticket import SaveFacts
-from asyncckpt.errors import ClosedError, InvalidOptionError, StepExistsError
+from asyncckpt.errors import ClosedError, InvalidOptionError
 from asyncckpt.events import EventCallback, EventDispatcher, event_callbacks
 from asyncckpt.format.codecs import resolve_codecs
 from asyncckpt.format.dtypes import DATA_TYPES
 from asyncckpt.format.paths import step_name
 from asyncckpt.future import SaveFuture, SavePromise
 from asyncckpt.logs import get_logger
-from asyncckpt.model import CheckpointInfo, Health, Outcome, Recovered, Statistics, VerifyReport
+from asyncckpt.model import CheckpointInfo, Health, Outcome, Statistics
 from asyncckpt.options import Compression, Preemption, Staging, Writer
 from asyncckpt.policies.keep import Keep
 from asyncckpt.policies.mirror import Mirror
@@ -46,18 +43,17 @@ from asyncckpt.repository.lock import RunLock
 from asyncckpt.repository.root import clean_partials, prepare_root
 from asyncckpt.stores.local import local_path
 from asyncckpt.telemetry.log_lines import log_event
-from asyncckpt.writer.client import GaveUp, Replaced, WriterNews
-from asyncckpt.writer.messages import MirrorEvent, MirrorState, Pruned
 
 __all__ = ["Checkpointer"]
 
 _logger = get_logger("asyncckpt")
 
 
-class Checkpointer:
+class Checkpointer(Catalogue):
     """Saves training state without stopping training, and restores it.
 
-    One checkpointer writes to one root at a time; readers need none (see `asyncckpt.open`). Use it as
+    One checkpointer writes to one root at a time; readers need none (see `asyncckpt.open`). It is a `Catalogue` of
+    its root, too: `checkpoints`, `latest`, `best`, `load`, `verify` and `recover` are described there. Use it as
     a context manager, sync or async: leaving the block waits until everything is durable.
 
     Args:
@@ -100,48 +96,38 @@ class Checkpointer:
     ) -> None:
         resolve_codecs(compression, DATA_TYPES["float32"])
         self._state = state
-        self._decider = SaveDecider(when, self._saved_metrics)
-        self._keep = keep or Keep()
-        self._writer_options = writer or Writer()
+        keep, staging, writer = keep or Keep(), staging or Staging(), writer or Writer()
         self._metadata = dict(metadata or {})
         self._events = EventDispatcher(log_event, *event_callbacks(on_event))
-        self._narrator = Narrator(self._events)
-        self._tally = Tally()
         self._run = uuid.uuid4().hex
         self._is_closed = False
-        self._failures = UnseenFailures(self._writer_options.on_error)
+        self._failures = UnseenFailures(writer.on_error)
         self._mirror = MirrorView(resolve_mirror(mirror, local_path(root)), self._events)
-        self._store = prepare_root(root)
-        self._lock = RunLock.acquire(
-            self._store, {"pid": os.getpid(), "run": self._run}, self._writer_options.lock_timeout_s
-        )
-        staging = staging or Staging()
-        try:
+        self._books = Books(when, self._saved_metrics, self._failures, self._mirror, self._events)
+        super().__init__(prepare_root(root), keep.best)
+        self._lock = RunLock.acquire(self._store, {"pid": os.getpid(), "run": self._run}, writer.lock_timeout_s)
+        with release_on_error(self._lock):
             clean_partials(self._store)
-            self._steps = set(Catalog(self._store).steps())
-            as_process = runs_as_process(self._writer_options)
+            self._books.steps.update(Catalog(self._store).steps())
+            as_process = runs_as_process(writer)
             client = start_writer(
                 self._store.url,
                 self._lock,
-                self._writer_options,
+                writer,
                 compression,
-                self._keep,
+                keep,
                 self._mirror.options,
                 staging.check_finite,
-                self._note_news,
+                self._books.note_news,
                 as_process=as_process,
             )
             self._saves = SaveCoordinator(
                 client,
                 staging,
                 shared=as_process,
-                on_staged=self._narrator.note_staged,
+                on_staged=self._books.narrator.note_staged,
                 on_end=self._note_end,
             )
-        except BaseException:
-            self._lock.release()
-            raise
-        self._catalogue = Catalogue(self._store, self._keep.best)
         self._preempting = Preempting(preemption, self._saves, self._events)
         self._at_exit = close_at_exit(self)
         self._events.emit(
@@ -149,7 +135,7 @@ class Checkpointer:
             root=self._store.location(""),
             run=self._run,
             writer_pid=client.pid,
-            num_committed=len(self._steps),
+            num_committed=len(self._books.steps),
         )
 
     # -- saving --------------------------------------------------------------------------------
@@ -202,40 +188,23 @@ class Checkpointer:
         state = self._state if state is None else state
         if state is None:
             raise InvalidOptionError("there is nothing to save: give Checkpointer(state=...) or save(state=...)")
-        if checked_step(step) in self._steps:
-            raise StepExistsError(
-                f"step {step} is already saved in {self._store.location('')}; delete it first or save another step",
-                step=step,
-            )
         facts = SaveFacts(
             save_id=self._saves.next_id(),
-            step=step,
+            step=self._books.require_new(step, self._store.location("")),
             kind=checked_kind(kind),
             nonce=uuid.uuid4().hex,
             run=self._run,
             created=datetime.now(UTC),
             path=self._store.location(step_name(step)),
-            metrics=self._decider.validation_of(step) | checked_metrics(metrics or {}),
+            metrics=self._books.decider.validation_of(step) | checked_metrics(metrics or {}),
             tags=tuple(tags),
             versions=versions(),
             metadata=self._metadata,
             started=started,
         )
-        self._steps.add(step)
-        promise = SavePromise(step)
-        story = self._narrator.begin(facts, promise)
-        try:
+        with self._books.entry(facts) as promise:
             self._saves.save(facts, state, promise)
-        except BaseException:
-            self._steps.discard(step)
-            self._narrator.forget(story)
-            raise
-        future = promise.future
-        self._decider.note_begun(future, facts.metrics)
-        future.add_done_callback(self._forget_cancelled)
-        self._tally.note_save(future.stats)
-        self._narrator.announce(story)
-        return future
+        return promise.future
 
     def step(self, step: int, *, metrics: Mapping[str, float] | None = None) -> SaveFuture | None:
         """Tell that training step *step* is complete; saves when the ``when=`` policy says so.
@@ -258,7 +227,7 @@ class Checkpointer:
         self._failures.report()
         if self._state is not None:
             self._saves.prepare(self._state)
-        kind = self._decider.after_step(step)
+        kind = self._books.decider.after_step(step)
         return None if kind is None else self.save(step, metrics=metrics, kind=kind)
 
     def validated(self, step: int, metrics: Mapping[str, float]) -> SaveFuture | None:
@@ -282,8 +251,8 @@ class Checkpointer:
         """
         self._require_open()
         self._failures.report()
-        kind = self._decider.after_validation(checked_step(step), checked_metrics(metrics))
-        if step in self._steps:
+        kind = self._books.decider.after_validation(checked_step(step), checked_metrics(metrics))
+        if step in self._books.steps:
             warnings.warn(
                 f"step {step} was saved before validated({step}, ...): its checkpoint has none of these metrics; "
                 f"call validated() before step() and save()",
@@ -296,7 +265,7 @@ class Checkpointer:
     def _save_emergency(self, step: int, metrics: Mapping[str, float] | None) -> SaveFuture | None:
         """The last save before the process is killed; earlier failures are reported by `close`."""
         with self._preempting.stopping(step):
-            if step in self._steps:
+            if step in self._books.steps:
                 return None  # durable, or staged
             if self._state is None:
                 _logger.error("step %d is not saved: Checkpointer(state=...) was not given", step)
@@ -386,43 +355,13 @@ class Checkpointer:
             promise.wait_done()
         into = RestoreTarget(target, only, strict, finite)
         started = time.perf_counter()
-        with self._narrator.restoring():
-            found = restore_in_place(self._store, self._catalogue, which, into, self._mirror.open_store())
+        with self._books.narrator.restoring():
+            found = restore_in_place(self._store, self, which, into, self._mirror.open_store())
         if found is not None:
-            self._steps.difference_update(found.fell_back_from)
-            self._decider.note_restored(found.step)
-            self._note_restored(found, time.perf_counter() - started)
+            self._books.note_restored(found, time.perf_counter() - started)
         return found
 
-    def load(self, which: Which = "latest", *, only: str | Sequence[str] | None = None) -> dict[str, Any]:
-        """The state of a checkpoint as fresh tensors; see `Catalogue.load`."""
-        return self._catalogue.load(which, only=only)
-
-    # -- looking -------------------------------------------------------------------------------
-
-    def checkpoints(self) -> list[CheckpointInfo]:
-        """Every committed checkpoint, oldest first."""
-        return self._catalogue.checkpoints()
-
-    @property
-    def latest(self) -> CheckpointInfo | None:
-        """The committed checkpoint of the highest step."""
-        return self._catalogue.latest
-
-    @property
-    def best(self) -> CheckpointInfo | None:
-        """The committed checkpoint that ``Keep.best`` ranks first."""
-        return self._catalogue.best
-
-    def verify(
-        self, which: Which = "latest", *, deep: bool = False, sample: float = 1.0, seed: int = 0
-    ) -> VerifyReport:
-        """Check sizes and digests of every file of a checkpoint; see `Catalogue.verify`."""
-        return self._catalogue.verify(which, deep=deep, sample=sample, seed=seed)
-
-    def recover(self, which: Which | PathLike[str]) -> Recovered:
-        """What is intact of a damaged checkpoint; see `Catalogue.recover`."""
-        return self._catalogue.recover(which)
+    # -- looking and deleting: for the rest see `Catalogue` ---------------------------------------
 
     def delete(self, which: Which) -> None:
         """Remove a committed checkpoint, here and on the mirror: `restore` must not bring it back.
@@ -431,17 +370,15 @@ class Checkpointer:
             CheckpointNotFoundError: there is no such checkpoint.
         """
         self._require_open()
-        committed = self._catalogue.find(which)
+        committed = self.find(which)
         nonce = committed.header.nonce
         committed.delete()
-        self._steps.discard(committed.step)
         self._saves.forget_on_mirror(committed.step, nonce)
-        self._decider.note_removed(committed.step)
-        self._events.emit("checkpoint.deleted", committed.step)
+        self._books.note_deleted(committed.step)
 
     def statistics(self) -> Statistics:
         """Totals since this checkpointer was made."""
-        return self._mirror.complete_statistics(replace(self._tally.statistics, policy=self._decider.explain()))
+        return self._books.statistics()
 
     def health(self) -> Health:
         """What the checkpointer is doing now."""
@@ -506,50 +443,12 @@ class Checkpointer:
         if self._is_closed:
             raise ClosedError("the checkpointer is closed")
 
-    def _forget_cancelled(self, future: SaveFuture) -> None:
-        # A cancelled future settles before the machinery notices, and its step may be saved again at once.
-        if future.cancelled():
-            self._steps.discard(future.step)
-
     def _saved_metrics(self) -> dict[int, Mapping[str, float]]:
-        return {info.step: info.metrics for info in self._catalogue.checkpoints()}
+        return {info.step: info.metrics for info in self.checkpoints()}
 
     def _note_end(self, promise: SavePromise, outcome: Outcome, error: BaseException | None) -> None:
-        future = promise.future
-        if outcome != "durable":
-            self._steps.discard(future.step)
-        if outcome == "failed":
-            self._failures.add(promise)
-        self._preempting.note_end(future, outcome)
-        self._tally.note_end(future.step, outcome, future.stats)
-        self._narrator.note_end(promise, outcome, error)
-
-    def _note_restored(self, found: CheckpointInfo, restore_s: float) -> None:
-        self._tally.note_restore(found, restore_s)
-        self._events.emit(
-            "restore.done",
-            found.step,
-            restore_s=restore_s,
-            raw_bytes=found.raw_bytes,
-            fell_back_from=list(found.fell_back_from),
-            from_mirror=found.from_mirror,
-        )
-
-    def _note_news(self, news: WriterNews) -> None:
-        match news:
-            case Pruned(steps=steps, reasons=reasons):
-                self._steps.difference_update(steps)
-                self._decider.note_removed(*steps)
-                self._tally.note_pruned(len(steps))
-                for step, reason in zip(steps, reasons, strict=True):
-                    self._events.emit("checkpoint.pruned", step, reason=reason)
-            case MirrorEvent() | MirrorState():
-                self._mirror.hear(news)
-            case Replaced(reason=reason, pid=pid):
-                self._tally.note_writer_restart()
-                self._events.emit("writer.restarted", reason=reason, writer_pid=pid)
-            case GaveUp(error=error):
-                self._events.emit("writer.failed", **error_fields(error))
+        self._preempting.note_end(promise.future, outcome)
+        self._books.note_end(promise, outcome, error)
 
     def __repr__(self) -> str:
         state = "closed" if self._is_closed else f"{len(self._saves.pending)} pending"

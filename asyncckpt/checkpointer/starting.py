@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import msgspec
 
@@ -17,7 +18,7 @@ from asyncckpt.writer.link import Link, ProcessLink, ThreadLink, can_start_proce
 from asyncckpt.writer.logs import wanted_level
 from asyncckpt.writer.messages import Configure, MirrorTo
 
-__all__ = ["runs_as_process", "start_writer"]
+__all__ = ["release_on_error", "runs_as_process", "start_writer"]
 
 
 def runs_as_process(options: Writer) -> bool:
@@ -66,6 +67,16 @@ def start_writer(
         mirror=None if mirror is None else _mirror_to(mirror, keep),
     )
     return WriterClient(configure, start, options.restarts, options.stall_timeout_s, on_news)
+
+
+@contextlib.contextmanager
+def release_on_error(lock: RunLock) -> Iterator[None]:
+    """Release *lock* when what is started in the block cannot be started."""
+    try:
+        yield
+    except BaseException:
+        lock.release()
+        raise
 
 
 def _mirror_to(mirror: Mirror, keep: Keep) -> MirrorTo:

@@ -199,7 +199,7 @@ def replay(ckpt: ac.Checkpointer, client: object, nonce: str) -> ac.SaveFuture:
     import uuid
     from unittest import mock
 
-    ckpt._steps.discard(1)
+    ckpt._books.steps.discard(1)
     with mock.patch.object(uuid, "uuid4", return_value=uuid.UUID(nonce)):
         again = ckpt.save(1)
     again.result(timeout=TIMEOUT_S)
