@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import mmap
 import os
+import sys
 from collections import deque
 
 __all__ = ["BLOCK_BYTES", "BUFFER_BYTES", "BufferPool", "PooledBuffer"]
@@ -16,6 +17,7 @@ BLOCK_BYTES = 4096
 BUFFER_BYTES = 4 * 2**20
 
 _HUGE_PAGE_BYTES = 2 * 2**20
+_MADV_WIPEONFORK = 18  # on Linux; the mmap module does not name it
 
 
 class PooledBuffer:
@@ -41,8 +43,9 @@ class BufferPool:
     Each buffer lies in huge pages where the kernel has some: a write then is one request to the device
     instead of one per few hundred pages. Only private mappings get them without an administrator's doing
     (``shmem_enabled``). But open(2) warns that direct I/O from a private mapping may be corrupted by a
-    concurrent fork(2), and trainers fork data loader workers at any time; so a child does not inherit the
-    mapping (``MADV_DONTFORK``), and starts with a pool of its own.
+    concurrent fork(2), and trainers fork data loader workers at any time; so a child inherits an empty
+    mapping (``MADV_WIPEONFORK``), and starts with a pool of its own. Not ``MADV_DONTFORK``: the address range is
+    free in the child then, and when the child lets go of the mapping it unmaps whatever else lies there by now.
 
     Thread safety: ``deque.pop`` and ``append`` are atomic; there is no lock that a fork could copy
     while it is held.
@@ -75,11 +78,23 @@ class BufferPool:
 
 
 def _map_buffer() -> memoryview:
-    if not hasattr(mmap, "MADV_DONTFORK"):
+    mapping = _map_private(BUFFER_BYTES + _HUGE_PAGE_BYTES)
+    if mapping is None:
         return memoryview(mmap.mmap(-1, BUFFER_BYTES))
-    mapping = mmap.mmap(-1, BUFFER_BYTES + _HUGE_PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    mapping.madvise(mmap.MADV_DONTFORK)
     with contextlib.suppress(OSError):  # a kernel without them
         mapping.madvise(mmap.MADV_HUGEPAGE)
     start = -ctypes.addressof(ctypes.c_char.from_buffer(mapping)) % _HUGE_PAGE_BYTES
     return memoryview(mapping)[start : start + BUFFER_BYTES]
+
+
+def _map_private(num_bytes: int) -> mmap.mmap | None:
+    """Private memory that is safe for direct I/O; None where there is none, and shared memory has to do."""
+    if sys.platform != "linux":
+        return None
+    mapping = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        mapping.madvise(_MADV_WIPEONFORK)
+    except OSError:  # before Linux 4.14
+        mapping.close()
+        return None
+    return mapping

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from asyncckpt.errors import CheckpointNotFoundError, InvalidOptionError, StorageError
-from asyncckpt.stores import LocalStore, open_store
+from asyncckpt.stores import LocalStore, buffers, open_store
 from asyncckpt.stores.buffers import BUFFER_BYTES, BufferPool
 from asyncckpt.stores.durability import choose_flush_mode
 from asyncckpt.stores.sinks import O_DIRECT
@@ -226,8 +229,6 @@ def test_the_pool_is_bounded_and_more_files_go_through_the_page_cache(tmp_path: 
 
 
 def test_pool_buffers_are_aligned_and_reused() -> None:
-    import ctypes
-
     pool = BufferPool(1)
     first = pool.acquire()
     assert first is not None
@@ -251,6 +252,52 @@ def test_a_forked_child_has_its_own_buffers(monkeypatch: pytest.MonkeyPatch) -> 
     assert childs.view is not parents.view
     parents.release()
     assert pool.acquire() is None
+
+
+FORK = """
+import mmap, os
+from asyncckpt.stores.buffers import BufferPool
+
+pool = BufferPool(2)
+buffers = [pool.acquire(), pool.acquire()]
+kept = buffers.pop()
+kept.view[0] = 1
+buffers.pop().release()
+child = os.fork()
+if child == 0:
+    # It does not share the pages: else a write of the parent could go astray while they are copied.
+    assert kept.view[0] == 0
+    # Memory of its own, the first of which lie where the parent's mappings would if they were not inherited.
+    own = [mmap.mmap(-1, 2**21, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) for _ in range(64)]
+    assert pool.acquire() is not None  # lets go of the buffer that the parent's pool held
+    for mapping in own:
+        mapping[:1] = b"x"
+    os._exit(0)
+_, status = os.waitpid(child, 0)
+assert status == 0, os.waitstatus_to_exitcode(status)
+assert kept.view[0] == 1
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere buffers are shared memory")
+def test_a_forked_child_keeps_its_memory_when_it_lets_go_of_the_buffers_of_its_parent() -> None:
+    done = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_an_old_kernel_gets_shared_memory_which_a_fork_does_not_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(buffers, "_MADV_WIPEONFORK", 9999)
+    buffer = BufferPool(1).acquire()
+    assert buffer is not None
+    address = ctypes.addressof(ctypes.c_char.from_buffer(buffer.view))
+    with open("/proc/self/maps") as file:
+        permissions = next(
+            fields[1]
+            for fields in map(str.split, file)
+            if int(fields[0].split("-")[0], 16) <= address < int(fields[0].split("-")[1], 16)
+        )
+    assert permissions == "rw-s"
 
 
 def test_a_deleted_root_is_not_recreated(tmp_path: Path) -> None:
