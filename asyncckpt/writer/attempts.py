@@ -62,16 +62,16 @@ class Attempts:
         """
         save = self._pending.save
         first: BaseException | None = None
-        attempt = 0
+        num_failures = 0
         while True:
             try:
-                return await self._pipeline.write(save, self._segments(), self._report_progress, attempt)
+                return await self._attempt()
             except Exception as error:
                 cause = _first_cause(error)
             if isinstance(cause, PutBackError):
                 raise cause
             # A streamed snapshot is gone with the segments that were reused.
-            delay_s = None if self._pending.is_streamed else retry_delay(cause, attempt)
+            delay_s = None if self._pending.is_streamed else retry_delay(cause, num_failures)
             first = first or cause
             if delay_s is None:
                 # What stood in the way first says more than what a repetition ran into.
@@ -79,7 +79,12 @@ class Attempts:
             _logger.warning("step %d: %s; trying again in %s s", save.step, cause, delay_s)
             await self._send_logs()
             await anyio.sleep(delay_s)
-            attempt += 1
+            num_failures += 1
+
+    async def _attempt(self) -> WriteStats:
+        number = self._pending.num_attempts
+        self._pending.num_attempts += 1
+        return await self._pipeline.write(self._pending.save, self._segments(), self._report_progress, number)
 
     async def _segments(self) -> AsyncIterator[Segment]:
         save = self._pending.save

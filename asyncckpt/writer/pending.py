@@ -19,12 +19,14 @@ class PendingSave:
     Attributes:
         save: the first part.
         has_begun: it is being written.
+        num_attempts: how often that was tried, also before it was put back: each attempt has a directory of its own.
         receive: the parts, from the first to the last one.
     """
 
     def __init__(self, save: Save) -> None:
         self.save = save
         self.has_begun = False
+        self.num_attempts = 0
         self._send, self.receive = anyio.create_memory_object_stream[Save | More](_MANY_PARTS)
         self.add(save)
 

@@ -102,7 +102,7 @@ class Pipeline:
             save: identity and header fields.
             segments: the snapshot; ends after its last part.
             on_progress: called with the raw bytes written so far.
-            attempt: counts up when a write that failed is repeated.
+            attempt: counts up when a write that failed, or was put back, is repeated.
 
         Raises:
             StorageError: nothing was committed; the partial step was removed.

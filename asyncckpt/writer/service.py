@@ -231,6 +231,7 @@ class _Service:
 
     async def _write_one(self, pending: PendingSave) -> bool:
         save = pending.save
+        self._urgency.begin_save()
         attempts = Attempts(
             pending, self._pipeline, self._arenas, self._send, self._send_logs, lambda: not self._hurried.is_set()
         )

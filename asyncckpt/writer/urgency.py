@@ -36,13 +36,16 @@ class Urgency:
         self._is_put_back = False
         self._lock = threading.Lock()
 
+    def begin_save(self) -> None:
+        """The turn of a save has come, for the first time or again."""
+        self._is_put_back = False
+
     def begin(self) -> None:
         """Another attempt at a save begins."""
         self.done_bytes = 0
-        self._is_put_back = False
 
     def put_back(self) -> None:
-        """End the current attempt at its next chunk; one that is committing by now goes on."""
+        """End the turn of this save at its next chunk, also in a further attempt; a commit goes on."""
         self._is_put_back = True
 
     def before_chunk(self, num_bytes: int) -> bool:

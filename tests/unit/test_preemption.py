@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import signal
 import threading
@@ -18,6 +19,7 @@ from asyncckpt.checkpointer import preempting, saves
 from asyncckpt.checkpointer.preempting import Preempting
 from asyncckpt.events import Event
 from asyncckpt.preemption.agreement import StopAgreement
+from asyncckpt.repository.commit import StepWriter
 from asyncckpt.stores import LocalStore, Store
 from asyncckpt.testing import Fault, FaultStore, Gate
 from asyncckpt.writer import service
@@ -280,6 +282,46 @@ def test_a_save_that_comes_after_the_plan_for_it_goes_first_too(
         gate.open()
         ckpt.wait(TIMEOUT_S)
     assert events.steps("save.durable") == [2, 1]
+
+
+def test_a_save_that_fails_while_it_is_put_back_is_not_written_again_before_the_other(
+    tmp_path: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch, events: Events
+) -> None:
+    def open_failing(url: str) -> Store:
+        failing = Fault("write", error=errno.EIO, key="*/step-00000001-*")
+        return FaultStore(FaultStore(LocalStore(url.removeprefix("file://")), [failing]), [hold(gate, 1)])
+
+    monkeypatch.setattr(service, "open_store", open_failing)
+    with ac.Checkpointer(tmp_path, state(), staging=ac.Staging(slots=2), writer=THREAD, on_event=events) as ckpt:
+        ckpt.save(1)
+        assert gate.wait_reached(TIMEOUT_S)
+        ckpt.save(2).wait_staged(TIMEOUT_S)
+        ckpt._saves.hurry(Hurry([2, 1], compress=True))
+        gate.open()
+        ckpt.wait(TIMEOUT_S)
+    assert events.steps("save.durable") == [2, 1]
+
+
+def test_a_save_that_was_put_back_is_written_to_a_directory_of_its_own(
+    tmp_path: Path, gate: Gate, faulty: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[tuple[int, int]] = []
+    begin = StepWriter.begin
+
+    def record(store: Store, step: int, nonce: str, attempt: int = 0) -> StepWriter:
+        begun.append((step, attempt))
+        return begin(store, step, nonce, attempt)
+
+    monkeypatch.setattr(StepWriter, "begin", record)
+    faulty(hold(gate, 1))
+    with ac.Checkpointer(tmp_path, state(), staging=ac.Staging(slots=2), writer=THREAD) as ckpt:
+        ckpt.save(1)
+        assert gate.wait_reached(TIMEOUT_S)
+        ckpt.save(2).wait_staged(TIMEOUT_S)
+        ckpt._saves.hurry(Hurry([2, 1], compress=True))
+        gate.open()
+        ckpt.wait(TIMEOUT_S)
+    assert begun == [(1, 0), (2, 0), (1, 1)]
 
 
 def test_a_streamed_save_is_never_put_back(
