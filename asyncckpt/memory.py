@@ -14,6 +14,7 @@ import mmap
 import os
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import ClassVar
@@ -94,6 +95,7 @@ class Arena:
         self.num_bytes = num_bytes
         self.fd = fd
         self._mapping = mapping
+        self._pid = os.getpid()
         self.buffer = memoryview(mapping)
         self._cancel_populate = threading.Event()
 
@@ -124,6 +126,7 @@ class Arena:
         # A forked DataLoader worker must not share (or keep alive) the staging memory.
         arena._advise(_MADV_HUGEPAGE, 0, size)
         arena._advise(_MADV_DONTFORK, 0, size)
+        _created.add(arena)
         if not shared:
             cls._local[arena.arena_id] = arena
         return arena
@@ -167,6 +170,8 @@ class Arena:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+        if os.getpid() != self._pid:
+            return  # there is no mapping here, see `_keep_in_child`
         try:
             self.buffer.release()
             self._mapping.close()
@@ -177,3 +182,16 @@ class Arena:
     def __repr__(self) -> str:
         kind = "memfd" if self.fd >= 0 else "local"
         return f"<Arena {self.arena_id} {kind} {self.num_bytes / 2**20:.1f} MiB>"
+
+
+_created: weakref.WeakSet[Arena] = weakref.WeakSet()
+
+
+def _keep_in_child() -> None:
+    # Their address ranges are free here, and soon hold other memory, which would be unmapped with the last reference.
+    for arena in _created:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(arena._mapping))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_keep_in_child)

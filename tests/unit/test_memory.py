@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -73,3 +75,34 @@ def test_repr_names_kind_and_size() -> None:
     assert "local" in repr(arena)
     assert "1.0 MiB" in repr(arena)
     arena.close()
+
+
+FORK = """
+import gc, mmap, os, sys
+from asyncckpt.memory import Arena
+
+arena = Arena.create(2**22, shared=sys.argv[1] == "shared")
+child = os.fork()
+if child == 0:
+    # Some of it comes to lie where the arena is in the parent.
+    own = [mmap.mmap(-1, 2**21, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) for _ in range(64)]
+    if sys.argv[2] == "close":
+        arena.close()
+    del arena
+    gc.collect()
+    for mapping in own:
+        mapping[:1] = b"x"
+    os._exit(0)
+_, status = os.waitpid(child, 0)
+assert status == 0, os.waitstatus_to_exitcode(status)
+arena.close()
+"""
+
+
+@needs_memfd
+@pytest.mark.parametrize("kind", ["shared", "local"])
+@pytest.mark.parametrize("end", ["close", "drop"])
+def test_a_forked_child_keeps_its_memory_when_it_lets_go_of_an_arena(kind: str, end: str) -> None:
+    command = [sys.executable, "-c", FORK, kind, end]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
