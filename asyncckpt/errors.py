@@ -8,6 +8,7 @@
     │   ├── InvalidOptionError        a bad option or argument (also ValueError)
     │   ├── UnsupportedStateError     a state value that cannot be stored (also TypeError)
     │   ├── StateMismatchError        the checkpoint does not fit the live state
+    │   ├── GraphCaptureError         save() was called while a CUDA graph is being captured
     │   ├── StepExistsError           that step is already committed
     │   ├── CheckpointNotFoundError   no such step, tag, or root (also LookupError)
     │   │   └── NothingCommittedError     the root holds no committed step at all
@@ -20,7 +21,8 @@
     ├── StorageError              the world broke: disk, network, permissions (also OSError, keeps errno)
     ├── WriterError               the background writer broke
     │   └── WriterDiedError           it ended without acknowledging the save
-    ├── StagingMemoryError        no memory for the snapshot (also MemoryError)
+    ├── StagingError              the device failed while the snapshot was copied
+    │   └── StagingMemoryError        no memory for the snapshot (also MemoryError)
     ├── SnapshotMutatedError      the state changed under the snapshot; it was not written
     └── CorruptError              stored bytes are not what was written, or not what may be used
         ├── CorruptCheckpointError    a committed step is damaged
@@ -45,6 +47,7 @@ __all__ = [
     "CorruptCheckpointError",
     "CorruptError",
     "ForeignRootError",
+    "GraphCaptureError",
     "InvalidOptionError",
     "NonFiniteError",
     "NothingCommittedError",
@@ -53,6 +56,7 @@ __all__ = [
     "SaveSkippedError",
     "SaveSupersededError",
     "SnapshotMutatedError",
+    "StagingError",
     "StagingMemoryError",
     "StateMismatchError",
     "StepExistsError",
@@ -147,6 +151,12 @@ class StepExistsError(UsageError):
     code = "step_exists"
 
 
+class GraphCaptureError(UsageError):
+    """A snapshot cannot be taken while a CUDA graph is being captured; replaying one is fine."""
+
+    code = "graph_capture"
+
+
 class CheckpointNotFoundError(UsageError, LookupError):
     """No committed checkpoint answers to that step, tag or name."""
 
@@ -235,8 +245,14 @@ class WriterDiedError(WriterError):
     retryable = True
 
 
-class StagingMemoryError(CheckpointError, MemoryError):
-    """The system refused the host memory that a snapshot needs."""
+class StagingError(CheckpointError):
+    """The snapshot could not be copied: the device reported an error."""
+
+    code = "staging"
+
+
+class StagingMemoryError(StagingError, MemoryError):
+    """The system or the device refused the memory that a snapshot needs."""
 
     code = "staging_memory"
     retryable = True

@@ -146,15 +146,25 @@ class Arena:
         """Address of the first byte in this process."""
         return ctypes.addressof(ctypes.c_char.from_buffer(self._mapping))
 
-    def populate(self) -> None:
+    def populate(self) -> bool:
         """Commit all pages now, in steps, without holding the GIL; a no-op on old kernels.
 
         Safe to run in a background thread while the arena is in use: it never changes contents.
+
+        Returns:
+            False when it was cancelled, by `cancel_populate` or `close`.
         """
         for start in range(0, self.num_bytes, _POPULATE_STEP_BYTES):
+            if self._cancel_populate.is_set():
+                return False
             length = min(_POPULATE_STEP_BYTES, self.num_bytes - start)
-            if self._cancel_populate.is_set() or not self._advise(_MADV_POPULATE_WRITE, start, length):
-                return
+            if not self._advise(_MADV_POPULATE_WRITE, start, length):
+                break
+        return not self._cancel_populate.is_set()
+
+    def cancel_populate(self) -> None:
+        """Let a `populate` in another thread end soon; there is none after this."""
+        self._cancel_populate.set()
 
     def _advise(self, advice: int, start: int, length: int) -> bool:
         # mmap.madvise would hold the GIL for the whole call, half a second for a large arena.
@@ -165,7 +175,7 @@ class Arena:
 
     def close(self) -> None:
         """Drop this process's mapping and descriptor; idempotent."""
-        self._cancel_populate.set()
+        self.cancel_populate()
         self._local.pop(self.arena_id, None)
         if self.fd >= 0:
             os.close(self.fd)

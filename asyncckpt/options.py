@@ -5,16 +5,16 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from asyncckpt.errors import InvalidOptionError
 
-__all__ = ["Compression", "Preemption", "Staging", "Writer"]
+__all__ = ["BusyMode", "Compression", "Preemption", "SnapshotMode", "Staging", "Writer"]
 
 Compression = Literal["fast", "small", "none"] | list[dict[str, Any]]
 """A preset name, or the Zarr v3 inner codec list to use for every array."""
 
-SnapshotMode = Literal["blocking"]
+SnapshotMode = Literal["auto", "overlap", "device", "blocking"]
 BusyMode = Literal["wait", "skip", "supersede"]
 WriterKind = Literal["process", "thread"]
 
@@ -33,7 +33,11 @@ class Staging:
     """How a snapshot is taken.
 
     Attributes:
-        snapshot: ``"blocking"``: ``save()`` returns when the copy is complete.
+        snapshot: how tensors on CUDA devices are copied; see ``docs/snapshots.md``. ``"overlap"``: while training goes
+            on; the optimizers in the state wait for it on the device, in their next ``step()``. ``"device"``: within
+            the device first, when its memory allows, else like ``"overlap"``. ``"auto"``: ``"device"`` when that leaves
+            ample memory, else ``"overlap"``. ``"blocking"``: ``save()`` returns when the copy is complete, as it
+            always does for tensors elsewhere.
         slots: how many snapshots may be staged at once; each is one host copy of the state.
         when_busy: what ``save()`` does when every slot is still being written: ``"wait"`` blocks
             until one is free, ``"skip"`` drops the new save, ``"supersede"`` waits like ``"wait"``
@@ -44,7 +48,7 @@ class Staging:
             saved all the same, marked, and passed over by ``restore(finite=True)`` and ``"best"``.
     """
 
-    snapshot: SnapshotMode = "blocking"
+    snapshot: SnapshotMode = "auto"
     slots: int = 1
     when_busy: BusyMode = "wait"
     memory_limit: int | None = None
@@ -53,7 +57,7 @@ class Staging:
 
     def __post_init__(self) -> None:
         _require(isinstance(self.check_finite, bool), f"Staging.check_finite must be a bool, not {self.check_finite!r}")
-        _require_choice("Staging.snapshot", self.snapshot, ("blocking",))
+        _require_choice("Staging.snapshot", self.snapshot, get_args(SnapshotMode))
         _require_choice("Staging.when_busy", self.when_busy, ("wait", "skip", "supersede"))
         _require(self.slots >= 1, f"Staging.slots must be at least 1, not {self.slots}")
         _require(self.memory_limit is None or self.memory_limit > 0, "Staging.memory_limit must be positive")

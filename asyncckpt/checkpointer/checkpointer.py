@@ -168,6 +168,7 @@ class Checkpointer(Catalogue):
             CheckpointError: an *earlier* save failed and nobody looked at it (``Writer(on_error=)``);
                 this one was not begun, the next call begins one.
             ClosedError: the checkpointer was closed.
+            GraphCaptureError: a CUDA graph is being captured on the current stream.
             InvalidOptionError: *step* is negative, a metric is no number, *kind* is none, or no state was given.
             StepExistsError: *step* is committed already, or being saved.
             UnsupportedStateError: the state holds something that cannot be stored.

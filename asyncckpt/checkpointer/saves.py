@@ -1,4 +1,4 @@
-"""Runs saves: takes the snapshot in the caller's thread, hands it to the writer in another."""
+"""Runs saves: orders the snapshot in the caller's thread, hands it to the writer in another once it is complete."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from asyncckpt.model import Health, Outcome
 from asyncckpt.options import Staging
 from asyncckpt.staging.plan import SegmentPlan, StagingPlan
 from asyncckpt.staging.slots import Slot, SlotPool
-from asyncckpt.staging.stager import Stager
+from asyncckpt.staging.stager import Copies, Stager
 from asyncckpt.state.capture import Capture, capture
 from asyncckpt.writer.client import WriterClient
 from asyncckpt.writer.messages import Hurry, More, Save
@@ -97,6 +97,7 @@ class SaveCoordinator:
         Raises:
             UsageError: the state or an option cannot be honoured. Any other failure is on the future.
         """
+        self._stager.require_no_capture()
         with self._save_lock:
             slot = self._pool.acquire(self._options.when_busy, self._supersede_newest)
             if slot is None:
@@ -146,16 +147,24 @@ class SaveCoordinator:
         if len(segments) > 1:
             self._stream(ticket, snapshot, segments)
             return
-        self._stager.copy(snapshot.capture.leaves, segments[0], ticket.slot.arenas[0])
         tree = snapshot.capture.tree
-        # The tree is encoded and sent on another thread: a writer that does not read must not block us.
-        self._hand_overs.put(lambda: self._hand_over(ticket, tree, segments[0]))
+        copies = self._stager.begin(snapshot.capture.leaves, segments[0], ticket.slot, snapshot.capture.optimizers)
+        # Another thread waits for the devices, encodes the tree and sends it: neither they nor a writer that does
+        # not read must block us. It must not be given the tensors: its last job stays with it until the next.
+        self._hand_overs.put(lambda: self._hand_over(ticket, tree, segments[0], copies))
 
-    def _hand_over(self, ticket: SaveTicket, tree: Any, segment: SegmentPlan) -> None:
+    def _hand_over(self, ticket: SaveTicket, tree: Any, segment: SegmentPlan, copies: Copies) -> None:
+        error: CheckpointError | None = None
+        try:
+            copies.wait()
+        except CheckpointError as failure:
+            error = failure
         if not ticket.promise.claim():
             self._end(ticket, "cancelled")
             return
         try:
+            if error is not None:
+                raise error
             self._submit(ticket, tree, segment, last=True)
         except CheckpointError as error:
             ticket.on_failed(error)
@@ -184,7 +193,7 @@ class SaveCoordinator:
             if not self._wait_segments_written(ticket, index - 1):
                 return
             arena = ticket.slot.arenas[index % 2]
-            self._stager.copy(snapshot.capture.leaves, segment, arena)
+            self._stager.copy(snapshot.capture.leaves, segment, ticket.slot, arena)
             last = index == len(segments) - 1
             if index == 0:
                 self._submit(ticket, snapshot.capture.tree, segment, last=last)
@@ -300,14 +309,14 @@ class SaveCoordinator:
 
     def prepare(self, state: Mapping[str, Any]) -> None:
         """Commit the staging memory for *state* in the background, once, ahead of the first save."""
-        if self._is_prepared:
+        if self._is_prepared or self._stager.is_capturing():
             return
         self._is_prepared = True
         with self._save_lock, contextlib.suppress(CheckpointError):
-            plan = self._capture(state).plan
+            snapshot = self._capture(state)
             for slot in self._pool.slots:
                 if not slot.arenas:
-                    self._stager.prepare(slot, plan)
+                    self._stager.prepare(slot, snapshot.plan, snapshot.capture.leaves, snapshot.capture.optimizers)
 
     def _run_hand_overs(self) -> None:
         while (hand_over := self._hand_overs.get()) is not None:

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
+import torch
 
 from asyncckpt.errors import InvalidOptionError
 from asyncckpt.model import TensorSpec
 from asyncckpt.staging.leaf import Leaf
+from asyncckpt.staging.packing import SMALL_BYTES
 
 __all__ = ["SegmentPlan", "StagingPlan", "plan_staging", "signature_of"]
 
@@ -25,7 +27,8 @@ class SegmentPlan:
 
     Attributes:
         start: index of its first leaf; ``stop`` is one past its last.
-        offsets: byte offset of each leaf in the segment's arena.
+        offsets: byte offset of each leaf in the segment's arena. Not ascending: small tensors of a CUDA device
+            lie side by side.
         num_bytes: arena bytes it needs.
         specs: its `TensorSpec` list, already encoded for the writer.
     """
@@ -56,7 +59,7 @@ def signature_of(leaves: Sequence[Leaf]) -> Signature:
 
 
 def plan_staging(leaves: Sequence[Leaf], limit_bytes: int | None) -> StagingPlan:
-    """Lay *leaves* out one after the other.
+    """Give each of *leaves* its place.
 
     A state that does not fit *limit_bytes* is cut into segments of at most half of it, which pass
     through two arenas in turn.
@@ -76,6 +79,11 @@ def plan_staging(leaves: Sequence[Leaf], limit_bytes: int | None) -> StagingPlan
         cuts = _cut(leaves, sizes, limit_bytes // 2)
     segments = tuple(_lay_out(leaves, sizes, start, stop) for start, stop in cuts)
     return StagingPlan(signature_of(leaves), segments, raw_bytes)
+
+
+def _neighbourhood(tensor: torch.Tensor, size: int) -> tuple[int, bool]:
+    """Leaves with equal ones lie side by side: what a CUDA device gathers should be one piece here, too."""
+    return (tensor.device.index, size > SMALL_BYTES) if tensor.is_cuda else (-1, False)
 
 
 def _aligned(num_bytes: int) -> int:
@@ -101,11 +109,12 @@ def _cut(leaves: Sequence[Leaf], sizes: Sequence[int], half_bytes: int) -> list[
 
 
 def _lay_out(leaves: Sequence[Leaf], sizes: Sequence[int], start: int, stop: int) -> SegmentPlan:
-    offsets: list[int] = []
+    order = sorted(range(start, stop), key=lambda index: _neighbourhood(leaves[index].tensor, sizes[index]))
+    offsets = [0] * (stop - start)
     end = 0
-    for size in sizes[start:stop]:
-        offsets.append(end)
-        end += size
+    for index in order:
+        offsets[index - start] = end
+        end += sizes[index]
     specs = [
         TensorSpec(leaf.key, leaf.data_type, leaf.shape, offset, leaf.torch_dtype, leaf.trained)
         for leaf, offset in zip(leaves[start:stop], offsets, strict=True)

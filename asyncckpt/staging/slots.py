@@ -7,18 +7,26 @@ from collections.abc import Callable
 
 from asyncckpt.memory import Arena
 from asyncckpt.options import BusyMode
+from asyncckpt.staging.buffers import DeviceBuffers
 
 __all__ = ["Slot", "SlotPool"]
 
 
 class Slot:
-    """Room for one snapshot. Its holder alone touches ``arenas``."""
+    """Room for one snapshot. Its holder alone touches ``arenas`` and ``buffers``.
 
-    __slots__ = ("arenas", "index")
+    Attributes:
+        index: which one it is.
+        arenas: host memory that the writer sees.
+        buffers: memory on CUDA devices; None before there was a tensor on one.
+    """
+
+    __slots__ = ("arenas", "buffers", "index")
 
     def __init__(self, index: int) -> None:
         self.index = index
         self.arenas: list[Arena] = []
+        self.buffers: DeviceBuffers | None = None
 
     @property
     def num_bytes(self) -> int:

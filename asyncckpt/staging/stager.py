@@ -2,37 +2,61 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import torch
 
-from asyncckpt.errors import SnapshotMutatedError, StagingMemoryError
-from asyncckpt.logs import get_logger
+from asyncckpt.errors import CheckpointError, GraphCaptureError, SnapshotMutatedError, StagingMemoryError
 from asyncckpt.memory import Arena
-from asyncckpt.options import Staging
+from asyncckpt.options import SnapshotMode, Staging
 from asyncckpt.processes import available_cpus
+from asyncckpt.staging.buffers import CudaItem, DeviceBuffers
 from asyncckpt.staging.cpu import CpuCopier
-from asyncckpt.staging.cuda import CudaCopier, HostPinner
+from asyncckpt.staging.cuda import CudaCopier, CudaOrder
+from asyncckpt.staging.device_memory import DeviceBudget
+from asyncckpt.staging.guard import StepGuard, is_capturing, version_of
 from asyncckpt.staging.leaf import Leaf
+from asyncckpt.staging.ops import DeviceOps
+from asyncckpt.staging.pinning import HostPinner
 from asyncckpt.staging.plan import SegmentPlan, StagingPlan, plan_staging, signature_of
 from asyncckpt.staging.slots import Slot
 
-__all__ = ["Stager"]
+__all__ = ["Copies", "Stager"]
 
-_logger = get_logger("asyncckpt.staging")
+
+class Copies(Protocol):
+    """A snapshot that may still be on its way into its arena."""
+
+    def wait(self) -> None:
+        """Wait until it is complete; call it once, before the slot is used for anything else.
+
+        Raises:
+            SnapshotMutatedError: a tensor changed before it was copied.
+            StagingError: a device reported an error.
+        """
+
+
+class _Complete:
+    def wait(self) -> None:
+        return None
 
 
 class Stager:
     """Owns the arenas and the cached plan.
 
-    Used by one thread at a time, except `prepare`, whose page faulting goes on in the background.
+    Used by one thread at a time, except `prepare`, whose page faulting and pinning go on in the background, and what
+    `begin` returns.
 
     Args:
         options: limits and threads.
         shared: whether arenas must be visible to another process.
         attach: makes a new arena known to the writer.
         detach: withdraws one.
+        runtime: the ``torch.cuda`` namespace.
+        ops: the tensor operations on devices.
     """
 
     def __init__(
@@ -42,16 +66,39 @@ class Stager:
         shared: bool,
         attach: Callable[[Arena], None],
         detach: Callable[[Arena], None],
+        runtime: Any = torch.cuda,
+        ops: DeviceOps | None = None,
     ) -> None:
+        self._runtime = runtime
         self._shared = shared
         self._attach = attach
         self._detach = detach
+        self._mode = options.snapshot
         self._limit_bytes = None if options.memory_limit is None else options.memory_limit // options.slots
         self._cpu = CpuCopier(options.threads or available_cpus())
-        self._cuda = CudaCopier()
-        self._pinner = HostPinner()
+        self._ops = ops or DeviceOps()
+        self._guard = StepGuard(runtime)
+        self._cuda = CudaCopier(self._guard, runtime, self._ops)
+        self._budget = DeviceBudget(runtime)
+        self._pinner = HostPinner(runtime)
         self._plan: StagingPlan | None = None
         self._populating: list[threading.Thread] = []
+
+    def require_no_capture(self) -> None:
+        """Refuse to save while a CUDA graph is captured.
+
+        Raises:
+            GraphCaptureError: one is, on the current stream.
+        """
+        if self.is_capturing():
+            raise GraphCaptureError(
+                "a CUDA graph is being captured, and what it records is not executed, so there is nothing to save; "
+                "save before or after the capture, or between replays"
+            )
+
+    def is_capturing(self) -> bool:
+        """Whether a CUDA graph is being captured on the current stream."""
+        return is_capturing(self._runtime)
 
     def plan(self, leaves: Sequence[Leaf]) -> StagingPlan:
         """The layout for *leaves*; the one of the last call when nothing changed.
@@ -85,51 +132,100 @@ class Stager:
             self._attach(arena)
             slot.arenas.append(arena)
 
-    def prepare(self, slot: Slot, plan: StagingPlan) -> None:
-        """Reserve for *plan* and commit the pages in the background, ahead of the first save."""
+    def prepare(
+        self, slot: Slot, plan: StagingPlan, leaves: Sequence[Leaf], optimizers: Sequence[torch.optim.Optimizer]
+    ) -> None:
+        """Reserve for *plan* and commit (and pin) the pages in the background, ahead of the first save."""
         self.reserve(slot, plan)
+        index = next((leaf.tensor.device.index for leaf in leaves if leaf.tensor.is_cuda), None)
+        if index is not None and self._mode != "blocking":
+            self._guard.watch(optimizers)
         for arena in slot.arenas:
-            thread = threading.Thread(target=arena.populate, name="asyncckpt-populate", daemon=True)
-            thread.start()
-            self._populating.append(thread)
+            if index is not None:
+                self._pinner.start(arena, index)
+            else:
+                thread = threading.Thread(target=arena.populate, name="asyncckpt-populate", daemon=True)
+                thread.start()
+                self._populating.append(thread)
 
-    def copy(self, leaves: Sequence[Leaf], segment: SegmentPlan, arena: Arena) -> None:
-        """Copy the tensors of *segment* into *arena*; complete on return.
+    def begin(
+        self,
+        leaves: Sequence[Leaf],
+        segment: SegmentPlan,
+        slot: Slot,
+        optimizers: Sequence[torch.optim.Optimizer],
+    ) -> Copies:
+        """Order the copies of *segment* into the first arena of *slot*; only those from CUDA devices may go on.
+
+        Training may go on at once, as long as it changes *leaves* on the stream that is current now, on one
+        ordered after it, or by a ``step()`` of *optimizers*.
 
         Raises:
             SnapshotMutatedError: a tensor was changed in place meanwhile (by another thread).
+            StagingError: a device reported an error.
         """
+        copies = self._begin(leaves, segment, slot, slot.arenas[0], self._mode, optimizers)
+        if self._mode == "blocking":
+            copies.wait()
+            return _Complete()
+        return copies
+
+    def copy(self, leaves: Sequence[Leaf], segment: SegmentPlan, slot: Slot, arena: Arena) -> None:
+        """Copy the tensors of *segment* into *arena* of *slot*; complete on return.
+
+        Raises:
+            SnapshotMutatedError: a tensor was changed in place meanwhile (by another thread).
+            StagingError: a device reported an error.
+        """
+        self._begin(leaves, segment, slot, arena, "blocking", ()).wait()
+
+    def _begin(
+        self,
+        leaves: Sequence[Leaf],
+        segment: SegmentPlan,
+        slot: Slot,
+        arena: Arena,
+        mode: SnapshotMode,
+        optimizers: Sequence[torch.optim.Optimizer],
+    ) -> Copies:
         part = leaves[segment.start : segment.stop]
-        versions = [_version(leaf.tensor) for leaf in part]
-        self._copy(part, segment.offsets, arena)
-        for leaf, version in zip(part, versions, strict=True):
-            if _version(leaf.tensor) != version:
+        on_cuda = [index for index, leaf in enumerate(part) if leaf.tensor.is_cuda]
+        if not on_cuda:
+            self._copy_others(part, segment.offsets, arena)
+            return _Complete()
+        items = [
+            CudaItem(part[index].key, part[index].tensor, segment.offsets[index])
+            for index in on_cuda
+            if part[index].tensor.numel()
+        ]
+        self._pinner.start(arena, part[on_cuda[0]].tensor.device.index)
+        self._pinner.wait(arena)
+        slot.buffers = slot.buffers or DeviceBuffers(self._budget, self._ops)
+        copies = self._cuda.begin(CudaOrder(items, arena, slot.buffers, mode, segment, optimizers))
+        try:
+            others = sorted(set(range(len(part))).difference(on_cuda))
+            self._copy_others([part[index] for index in others], [segment.offsets[index] for index in others], arena)
+        except BaseException:
+            with contextlib.suppress(CheckpointError):
+                copies.wait()
+            raise
+        return copies
+
+    def _copy_others(self, leaves: Sequence[Leaf], offsets: Sequence[int], arena: Arena) -> None:
+        versions = [version_of(leaf.tensor) for leaf in leaves]
+        # Other accelerators (MPS, XPU): `cpu()` waits for their queue, which is slow but right.
+        tensors = [leaf.tensor if leaf.tensor.is_cpu else leaf.tensor.cpu() for leaf in leaves]
+        self._cpu.copy(tensors, offsets, arena)
+        for leaf, version in zip(leaves, versions, strict=True):
+            if version_of(leaf.tensor) != version:
                 raise SnapshotMutatedError(
                     f"{leaf.key} was modified in place while it was copied; the snapshot was not written. "
                     "Do not train in another thread until save() has returned",
                     key=leaf.key,
                 )
 
-    def _copy(self, leaves: Sequence[Leaf], offsets: Sequence[int], arena: Arena) -> None:
-        tensors = [leaf.tensor for leaf in leaves]
-        on_host = [index for index, tensor in enumerate(tensors) if tensor.device.type == "cpu"]
-        if len(on_host) == len(tensors):
-            self._cpu.copy(tensors, offsets, arena)
-            return
-        on_cuda = [index for index, tensor in enumerate(tensors) if tensor.device.type == "cuda"]
-        if on_cuda:
-            self._pinner.pin(arena)
-            self._cuda.copy([tensors[index] for index in on_cuda], [offsets[index] for index in on_cuda], arena)
-        elsewhere = sorted(set(range(len(tensors))).difference(on_host, on_cuda))
-        # Other accelerators (MPS, XPU): `cpu()` waits for their queue, which is slow but right.
-        self._cpu.copy(
-            [tensors[index].cpu() for index in (*on_host, *elsewhere)],
-            [offsets[index] for index in (*on_host, *elsewhere)],
-            arena,
-        )
-
     def discard(self, slot: Slot) -> None:
-        """Free the arenas of *slot*; the writer must be done with them."""
+        """Free the arenas of *slot*; writer and devices must be done with them."""
         for arena in slot.arenas:
             self._pinner.unpin(arena)
             self._detach(arena)
@@ -137,18 +233,16 @@ class Stager:
         slot.arenas.clear()
 
     def close(self, slots: Sequence[Slot]) -> None:
-        """Free everything; idempotent."""
+        """Free everything, when no copy is under way; idempotent."""
+        self._guard.close()
         for slot in slots:
             for arena in slot.arenas:
                 self._pinner.unpin(arena)
                 arena.close()
             slot.arenas.clear()
+            if slot.buffers is not None:
+                slot.buffers.free()
         self._cpu.close()
         for thread in self._populating:
             thread.join()
         self._populating.clear()
-
-
-def _version(tensor: torch.Tensor) -> int:
-    # Tensors made under torch.inference_mode() have no version counter.
-    return -1 if tensor.is_inference() else tensor._version

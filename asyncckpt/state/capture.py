@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import torch
+
 from asyncckpt.errors import UnsupportedStateError
 from asyncckpt.format.tree import Node
 from asyncckpt.state.encoder import StateEncoder
@@ -24,10 +26,12 @@ class Capture(NamedTuple):
             may be encoded later and in another thread.
         leaves: tensors to store, which may alias live ones. Equal structures give equal lists but
             for the tensors, so what was planned for one capture serves the next.
+        optimizers: those whose state is in it.
     """
 
     tree: Node
     leaves: list[TensorLeaf]
+    optimizers: list[torch.optim.Optimizer]
 
 
 def capture(state: Mapping[str, Any]) -> Capture:
@@ -46,7 +50,7 @@ def capture(state: Mapping[str, Any]) -> Capture:
         encoder = StateEncoder()
         tree = encoder.encode(dict(state), Place("", "state", 0, False))
         encoder.encode_postponed()
-        return Capture(tree, encoder.leaves.finish())
+        return Capture(tree, encoder.leaves.finish(), encoder.optimizers)
 
 
 @contextmanager

@@ -45,12 +45,17 @@ class StateEncoder:
     * names of an optimizer's parameters, because the module may come after the optimizer;
     * random generators, because asking a data loader for its state may draw from them, and the
       resumed run does not draw those numbers again.
+
+    Attributes:
+        leaves: the tensors found.
+        optimizers: the optimizers found.
     """
 
     def __init__(self) -> None:
         self.leaves = LeafCollector()
+        self.optimizers: list[torch.optim.Optimizer] = []
         self._names = ParameterNames()
-        self._optimizers: list[Callable[[], None]] = []
+        self._postponed: list[Callable[[], None]] = []
         self._generators: list[Callable[[], None]] = []
 
     def encode(self, value: Any, place: Place) -> Node:
@@ -80,7 +85,7 @@ class StateEncoder:
 
     def encode_postponed(self) -> None:
         """Fill in what had to wait; call it once, at the end."""
-        for encode in (*self._optimizers, *self._generators):
+        for encode in (*self._postponed, *self._generators):
             encode()
 
     # -- containers ----------------------------------------------------------------------------
@@ -208,12 +213,13 @@ class StateEncoder:
     # -- optimizers ----------------------------------------------------------------------------
 
     def _encode_optimizer(self, optimizer: torch.optim.Optimizer, place: Place) -> Node:
+        self.optimizers.append(optimizer)
         state_dict = optimizer.state_dict()
         view = view_optimizer(optimizer, state_dict)
         if view is None:
             return self.encode(state_dict, place.inside())
         node: dict[str, Node] = {"$": "optimizer"}
-        self._optimizers.append(lambda: node.update(self._encode_view(view, place.inside())))
+        self._postponed.append(lambda: node.update(self._encode_view(view, place.inside())))
         return node
 
     def _encode_view(self, view: OptimizerView, place: Place) -> dict[str, Node]:

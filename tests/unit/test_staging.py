@@ -102,15 +102,15 @@ def test_tensor_changed_by_another_thread_fails_the_snapshot(monkeypatch: pytest
     pool = SlotPool(1)
     plan = stager.plan(leaves)
     stager.reserve(pool.slots[0], plan)
-    copy = stager._copy
+    copy = stager._cpu.copy
 
     def copy_then_train(*args: object) -> None:
         copy(*args)  # type: ignore[arg-type]
         leaves[0].tensor.add_(1)
 
-    monkeypatch.setattr(stager, "_copy", copy_then_train)
+    monkeypatch.setattr(stager._cpu, "copy", copy_then_train)
     with pytest.raises(SnapshotMutatedError, match="state/t0"):
-        stager.copy(leaves, plan.segments[0], pool.slots[0].arenas[0])
+        stager.begin(leaves, plan.segments[0], pool.slots[0], ())
     stager.close(pool.slots)
 
 
@@ -121,7 +121,7 @@ def test_inference_tensors_have_no_version_and_are_copied() -> None:
     pool = SlotPool(1)
     plan = stager.plan([leaf])
     stager.reserve(pool.slots[0], plan)
-    stager.copy([leaf], plan.segments[0], pool.slots[0].arenas[0])
+    stager.copy([leaf], plan.segments[0], pool.slots[0], pool.slots[0].arenas[0])
     assert arena_view(pool.slots[0].arenas[0], 0, torch.empty(4)).tolist() == [1, 1, 1, 1]
     stager.close(pool.slots)
 
@@ -154,7 +154,8 @@ def test_refused_memory_is_a_typed_error(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_prepare_commits_memory_without_touching_it() -> None:
     stager, attached = new_stager()
     pool = SlotPool(1)
-    stager.prepare(pool.slots[0], stager.plan(leaves_of(1_000_000)))
+    leaves = leaves_of(1_000_000)
+    stager.prepare(pool.slots[0], stager.plan(leaves), leaves, ())
     stager.close(pool.slots)
     assert len(attached) == 1
 
