@@ -39,6 +39,8 @@ class SimOptimizer(torch.optim.Optimizer):
         self._tensors = tensors
 
     def step(self, closure: object = None) -> None:  # type: ignore[override]
+        if self._simulation.is_capturing:
+            return  # recorded, not executed
         for tensors in self._tensors.values():
             for tensor in tensors:
                 self._simulation.write(tensor, "the optimizer's step")
@@ -61,7 +63,7 @@ class Run:
         mode: how snapshots are taken.
         slots: how many at once.
         num_optimizers: each owns a large and a small parameter on every device.
-        from_others: whether the tensors came from the streams that are current, or from others.
+        from_others: whether the memory of each tensor came from a stream of its own.
     """
 
     def __init__(
@@ -79,7 +81,7 @@ class Run:
         self.loose: list[SimTensor] = []
         self.owned: list[SimTensor] = []
         self.devices = range(len(simulation.defaults))
-        self._homes = [simulation.stream(index, f"allocating{index}") for index in self.devices] if from_others else []
+        self._from_others = from_others
         for number in range(num_optimizers):
             self._add_optimizer(number)
         for index in self.devices:
@@ -115,7 +117,8 @@ class Run:
         self.owned += [tensor for pair in tensors.values() for tensor in pair]
 
     def _add(self, key: str, like: torch.Tensor, index: int) -> SimTensor:
-        tensor = SimTensor(self.simulation, like, index, self._homes[index] if self._homes else None)
+        home = self.simulation.stream(index, f"home of {key}") if self._from_others else None
+        tensor = SimTensor(self.simulation, like, index, home)
         self.leaves.append(SimLeaf(key, tensor))
         return tensor
 
@@ -131,6 +134,11 @@ class Run:
             self.simulation.write(tensor, "the forward pass")
 
     # -- saving --------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """What the first ``Checkpointer.step()`` does."""
+        for slot in self.pool.slots:
+            self.stager.prepare(slot, self.stager.plan(self.leaves), self.leaves, self.optimizers)
 
     def save(self) -> Save:
         """Snapshot; fails if the host waits for a device."""
