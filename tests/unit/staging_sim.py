@@ -24,6 +24,7 @@ class SimLeaf:
     tensor: Any
     data_type: str = "uint8"
     torch_dtype: str | None = None
+    trained: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -64,6 +65,7 @@ class Run:
         slots: how many at once.
         num_optimizers: each owns a large and a small parameter on every device.
         from_others: whether the memory of each tensor came from a stream of its own.
+        memory_limit: of the staging memory.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class Run:
         num_optimizers: int = 1,
         *,
         from_others: bool = False,
+        memory_limit: int | None = None,
     ) -> None:
         self.simulation = simulation
         self.leaves: list[SimLeaf] = []
@@ -90,7 +93,7 @@ class Run:
             ]
         self.pool = SlotPool(slots)
         self.stager = Stager(
-            Staging(snapshot=mode, slots=slots),
+            Staging(snapshot=mode, slots=slots, memory_limit=memory_limit),
             shared=False,
             attach=lambda arena: None,
             detach=lambda arena: None,

@@ -19,7 +19,7 @@ from staging_sim import Run, Save, SimLeaf, with_small_tensors
 from asyncckpt.errors import CheckpointError, GraphCaptureError, SnapshotMutatedError, StagingError, StagingMemoryError
 from asyncckpt.memory import Arena
 from asyncckpt.options import SnapshotMode
-from asyncckpt.staging.guard import StepGuard, hookable
+from asyncckpt.staging.guard import GuardedCopies, StepGuard, hookable
 from asyncckpt.staging.pinning import HostPinner
 
 AMPLE = 10**9
@@ -163,6 +163,56 @@ def test_leaving_any_ordering_call_out_is_a_race(site: Site) -> None:
             except Race as race:
                 found.append(str(race))
     assert found, f"nothing needs {site}"
+
+
+@pytest.mark.parametrize("method", [(GuardedCopies, "wait_before"), (StepGuard, "_before_step"), (StepGuard, "watch")])
+def test_without_the_hook_there_is_a_race(monkeypatch: pytest.MonkeyPatch, method: tuple[type, str]) -> None:
+    monkeypatch.setattr(*method, lambda *args: None)
+    found = 0
+    for script in SCRIPTS:
+        for mode in MODES:
+            try:
+                play(script, mode)
+            except (Race, SnapshotMutatedError):
+                found += 1
+    assert found
+
+
+def test_a_state_larger_than_the_memory_passes_through_in_parts() -> None:
+    run = Run(Simulation(free=AMPLE), memory_limit=300)
+    run.step()
+    plan = run.stager.plan(run.leaves)
+    assert len(plan.segments) > 1
+    (slot,) = run.pool.slots
+    run.stager.reserve(slot, plan)
+    for number, segment in enumerate(plan.segments):
+        arena = slot.arenas[number % 2]
+        run.stager.copy(run.leaves, segment, slot, arena)
+        for leaf, offset in zip(run.leaves[segment.start : segment.stop], segment.offsets, strict=True):
+            expected = leaf.tensor.expected.numpy().tobytes()
+            assert run.simulation.read_arena(arena, offset, len(expected)) == expected
+    assert run.simulation.num_host_waits == len(plan.segments)
+    run.step()
+    run.close()
+
+
+def test_tensors_on_the_host_are_copied_at_once_beside_those_on_devices(run: Run) -> None:
+    here = torch.arange(5)
+    leaves = [*run.leaves, SimLeaf("here", here, "int64")]
+    plan = run.stager.plan(leaves)
+    (slot,) = run.pool.slots
+    run.stager.reserve(slot, plan)
+    copies = run.stager.begin(leaves, plan.segments[0], slot, run.optimizers)
+    here.zero_()
+    copies.wait()
+    offset = plan.segments[0].offsets[-1]
+    assert torch.frombuffer(slot.arenas[0].buffer, dtype=torch.int64, count=5, offset=offset).tolist() == [
+        0,
+        1,
+        2,
+        3,
+        4,
+    ]
 
 
 # -- any legal schedule ------------------------------------------------------------------------------------------------

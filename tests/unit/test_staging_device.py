@@ -150,3 +150,27 @@ def test_strided_tensors_are_cut_so_that_torch_needs_little_memory(monkeypatch: 
     assert torch.equal(target, source)
     whole = torch.randn(1000)
     assert len(list(pieces_of(torch.zeros(1000), whole))) == 1
+
+
+def test_a_buffer_made_in_inference_mode_serves_after_it() -> None:
+    ops = _Host()
+    arena = Arena.create(4096, shared=False)
+    with torch.inference_mode():
+        source = torch.ones(4)
+        buffer = ops.allocate(16, 0)
+        ops.download(arena, 0, source)
+    view = ops.view(buffer, 0, source)
+    ops.gather([view], [source])
+    ops.download(arena, 64, view)
+    for offset in (0, 64):
+        assert arena_view(arena, offset, torch.empty(4)).tolist() == [1, 1, 1, 1]
+    arena.close()
+
+
+class _Host(DeviceOps):
+    """Where there is no device, the CPU is one."""
+
+    def allocate(self, num_bytes: int, index: int) -> torch.Tensor:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch, "device", lambda *args: "cpu")
+            return super().allocate(num_bytes, index)
