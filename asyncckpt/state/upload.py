@@ -70,8 +70,8 @@ class Uploader:
         """
         for target, source in copies:
             stream = self._stream(target.device)
-            _record_use(target, stream)
             with torch.inference_mode() if target.is_inference() else nullcontext():
+                _record_use(target, stream)
                 for piece, values in pieces_of(target, source, self._buffer_bytes):
                     self._send(piece, values, stream)
         for device, stream in self._streams.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -69,3 +71,83 @@ def test_adaptive_measures_a_run_of_its_own(tmp_path: Path) -> None:
     assert len(results["saves"]) >= 2
     assert results["report"]["cost_s"] > 0
     assert all(saved["durable_s"] >= saved["blocked_s"] > 0 for saved in results["saves"])
+
+
+@pytest.mark.parametrize("saver", ["dcp.async_save pinned", "asyncckpt blocking"])
+def test_gpu_stall_runs_without_a_gpu_when_told_to(tmp_path: Path, saver: str) -> None:
+    results = run(
+        "gpu_stall.py", tmp_path, "--size=tiny", "--device=cpu", "--repetitions=1", "--alone-steps=2", "--peers", saver
+    )
+    (summary,) = results["savers"]
+    assert summary["saver"] == saver
+    assert summary["durable_s"]["median"] > 0
+    assert summary["stale_fraction"] == 0.0
+    assert len(results["targets"]) == (4 if saver.startswith("asyncckpt") else 0)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_gpu_stall_says_that_there_is_no_gpu(tmp_path: Path) -> None:
+    command = [sys.executable, str(BENCHMARKS / "gpu_stall.py"), f"--directory={tmp_path}"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert "this machine has none" in ended.stderr
+
+
+def gpu_result(saver: str, lost_s: float, *, stale: float | None = 0.0) -> dict[str, Any]:
+    """What a worker reports of one save: steps of 100 ms, of which three were 110 ms, and a gap of 1.5 ms."""
+    save = {
+        "blocked_s": 0.004,
+        "durable_s": 2.0,
+        "lost_s": lost_s,
+        "gap_s": 0.0015,
+        "other_gaps_s": 0.001,
+        "alone_s": [0.1] * 5,
+        "during_s": [0.11] * 3,
+        "copy_bytes_per_s": 48e9,
+    }
+    return {
+        "saver": saver,
+        "saves": [save],
+        "first": save,
+        "raw_copy_bytes_per_s": 50e9,
+        "stale_fraction": stale,
+        "peak_device_bytes": 0,
+    }
+
+
+def test_gpu_stall_compares_with_the_best_peer_that_saves_the_right_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    gpu_stall = importlib.import_module("gpu_stall")
+    ours = [gpu_result("asyncckpt blocking", 0.3), gpu_result("asyncckpt overlap", 0.02)]
+    peers = [gpu_result("dcp a", 0.25), gpu_result("dcp b", 0.4), gpu_result("dcp torn", 0.01, stale=0.5)]
+    summaries = [gpu_stall.summarise(result) for result in (*ours, *peers, gpu_result("torch.save", 0.001, stale=None))]
+    assert summaries[1]["idle_ms"]["median"] == pytest.approx(0.5)
+    assert summaries[1]["idle_percent_of_step"] == pytest.approx(0.5)
+    assert summaries[1]["slower_percent"] == pytest.approx(10)
+    assert summaries[1]["copy_percent_of_raw"] == pytest.approx(96)
+    verdicts = {verdict["what"]: verdict for verdict in gpu_stall.judge(summaries)}
+    assert {verdict["saver"] for verdict in verdicts.values()} == {"asyncckpt overlap"}
+    assert verdicts["training time lost per that of the best peer"]["value"] == pytest.approx(0.08)
+    assert all(verdict["met"] for verdict in verdicts.values())
+    missed = [gpu_stall.summarise(gpu_result("asyncckpt overlap", 0.03, stale=0.1)), *summaries[2:4]]
+    assert [verdict["met"] for verdict in gpu_stall.judge(missed)] == [True, True, True, False, False]
+
+
+def test_the_optimizer_of_the_gpu_benchmark_is_adamw(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    gpu_state = importlib.import_module("gpu_state")
+    models = [torch.nn.Linear(5, 3) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    optimizers = [
+        gpu_state.MixedAdamW(models[0].parameters(), lr=0.1),
+        torch.optim.AdamW(models[1].parameters(), lr=0.1, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+    for _ in range(3):
+        data = torch.randn(7, 5)
+        for model, optimizer in zip(models, optimizers, strict=True):
+            model(data).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+    assert {tensor.dtype for state in optimizers[0].state.values() for tensor in state.values()} == {torch.float32}
