@@ -25,7 +25,7 @@ from asyncckpt.errors import SaveCancelledError, SaveSkippedError, SaveSupersede
 from asyncckpt.logs import get_logger
 from asyncckpt.model import CheckpointInfo, Outcome, SaveStats
 
-__all__ = ["SaveFuture", "SavePromise"]
+__all__ = ["SaveFuture", "SavePromise", "loop_bridge"]
 
 _logger = get_logger("asyncckpt")
 _NO_STATS = SaveStats()
@@ -207,7 +207,7 @@ class SaveFuture:
         raise error.with_traceback(self._traceback)
 
     async def _wait_done_async(self) -> None:
-        wait, wake = _loop_bridge()
+        wait, wake = loop_bridge()
         with self._changed:
             if self.done():
                 return
@@ -362,7 +362,7 @@ class SavePromise:
         return f"<SavePromise of {self.future!r}>"
 
 
-def _loop_bridge() -> tuple[Callable[[], Awaitable[object]], _Wake]:
+def loop_bridge() -> tuple[Callable[[], Awaitable[object]], _Wake]:
     """How the running task waits, and how any thread wakes it.
 
     ``sys.modules`` tells whether this can be a trio task, so trio is no dependency. anyio's own

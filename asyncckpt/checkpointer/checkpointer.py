@@ -7,16 +7,17 @@ import os
 import time
 import uuid
 import warnings
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from datetime import UTC, datetime
 from os import PathLike
 from types import TracebackType
 from typing import Any, Self
 
-import anyio.to_thread
+import anyio
 
+from asyncckpt.checkpointer.backlog import backlog_of
 from asyncckpt.checkpointer.books import Books
-from asyncckpt.checkpointer.closing import close_at_exit, quiet_if
+from asyncckpt.checkpointer.closing import Departure, Farewell, close_at_exit, countdown, quiet_if
 from asyncckpt.checkpointer.describing import checked_kind, checked_metrics, checked_step, versions
 from asyncckpt.checkpointer.failures import UnseenFailures
 from asyncckpt.checkpointer.mirror import MirrorView, resolve_mirror
@@ -72,6 +73,11 @@ class Checkpointer(Catalogue):
         metadata: plain values recorded in every checkpoint.
         on_event: called with each `Event`: one function or several; see ``docs/telemetry.md``.
 
+    Attributes:
+        close_timeout_s: how long leaving the block, the end of the interpreter, and `close` without a timeout wait
+            for what is not durable; None, the default, waits for ever and says every 10 s what for. May be
+            set at any time. See ``docs/shutdown.md``.
+
     Raises:
         InvalidOptionError: an option is out of range.
         ForeignRootError: *root* holds something that is not ours.
@@ -100,7 +106,10 @@ class Checkpointer(Catalogue):
         self._metadata = dict(metadata or {})
         self._events = EventDispatcher(log_event, *event_callbacks(on_event))
         self._run = uuid.uuid4().hex
+        self._owner_pid = os.getpid()
+        self._is_closing = False  # takes no more saves
         self._is_closed = False
+        self.close_timeout_s: float | None = None
         self._failures = UnseenFailures(writer.on_error)
         self._mirror = MirrorView(resolve_mirror(mirror, local_path(root)), self._events)
         self._books = Books(when, self._saved_metrics, self._failures, self._mirror, self._events)
@@ -129,6 +138,7 @@ class Checkpointer(Catalogue):
                 on_end=self._note_end,
             )
         self._preempting = Preempting(preemption, self._saves, self._events)
+        self._farewell = Farewell(self._saves.close, lambda: self._saves.futures, outlives=as_process)
         self._at_exit = close_at_exit(self)
         self._events.emit(
             "checkpointer.opened",
@@ -296,18 +306,25 @@ class Checkpointer(Catalogue):
         """Wait until every save begun so far has ended.
 
         Raises:
-            TimeoutError: some are still being written; they go on.
+            TimeoutError: some, which it names, are still being written; they go on.
             CheckpointError: one of them, or an earlier one nobody looked at, failed.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
-        for promise in self._saves.pending:
-            promise.wait_done(None if deadline is None else max(0.0, deadline - time.monotonic()))
+        left_s = countdown(timeout)
+        try:
+            for promise in self._saves.pending:
+                rest_s = left_s()
+                promise.wait_done(None if rest_s is None else max(0.0, rest_s))
+        except TimeoutError:
+            raise self._not_durable(timeout or 0.0) from None
         self._failures.report()
 
-    async def drain(self) -> None:
+    async def drain(self, timeout: float | None = None) -> None:
         """`wait` for asyncio and trio."""
-        for promise in self._saves.pending:
-            await promise.wait_done_async()
+        with anyio.move_on_after(timeout) as scope:
+            for promise in self._saves.pending:
+                await promise.wait_done_async()
+        if scope.cancelled_caught and timeout is not None:
+            raise self._not_durable(timeout)
         self._failures.report()
 
     # -- restoring -----------------------------------------------------------------------------
@@ -391,34 +408,30 @@ class Checkpointer(Catalogue):
         """Wait until everything is durable, then stop the writer and release the root. Idempotent.
 
         The newest step gets ``Mirror(close_timeout_s=)`` more to arrive on the mirror. When the training was
-        told to stop, None waits no longer than its time allows.
+        told to stop, None waits no longer than its time allows. No save is taken from now on, whether this
+        succeeds or not. In a forked child it does nothing.
 
         Args:
-            timeout: seconds to wait; None waits for ever.
+            timeout: seconds to wait; None waits for `close_timeout_s`, which is for ever unless it was set.
 
         Raises:
             TimeoutError: saves, or the mirror's last copy, are outstanding; the writer process finishes them by
                 itself, and `close` may be called again.
+            KeyboardInterrupt: Ctrl-C. One that comes while this waits is raised when everything is durable; a second
+                one leaves at once, and the writer process finishes by itself.
             CheckpointError: a save failed and nobody looked at it; everything is closed all the same.
         """
-        if self._is_closed:
-            return
-        outstanding = [promise.future.step for promise in self._saves.pending]
-        timeout = self._preempting.limit(timeout)
-        if not self._saves.close(timeout) and not self._preempting.may_leave():
-            what = f"steps {outstanding} are not durable" if outstanding else "the mirror is still being written"
-            raise TimeoutError(f"{what} after {timeout:.1f} s; the writer goes on, call close() again")
-        self._is_closed = True
-        self._preempting.close()
-        atexit.unregister(self._at_exit)
-        self._lock.release()
-        self._events.emit("checkpointer.closed")
-        self._failures.report()
+        if self._begin_close():
+            self._end_close(self._farewell.wait(self._time_to_close(timeout)))
 
-    async def aclose(self) -> None:
-        """`close` for asyncio and trio; does not block the event loop."""
-        await anyio.to_thread.run_sync(self.close)
-        self._preempting.close()  # signal handlers are put back in this thread only
+    async def aclose(self, timeout: float | None = None) -> None:
+        """`close` for asyncio and trio; does not block the event loop.
+
+        It is not broken off when the task is cancelled: the cancellation takes effect when everything is durable.
+        In asyncio, cancelling the task a second time leaves at once.
+        """
+        if self._begin_close():
+            self._end_close(await self._farewell.wait_async(self._time_to_close(timeout)))
 
     def __enter__(self) -> Self:
         return self
@@ -435,14 +448,52 @@ class Checkpointer(Catalogue):
     async def __aexit__(
         self, exc_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        with anyio.CancelScope(shield=True), quiet_if(error):
+        with quiet_if(error):
             await self.aclose()
 
     # -- inside --------------------------------------------------------------------------------
 
     def _require_open(self) -> None:
-        if self._is_closed:
+        if self._is_closing:
             raise ClosedError("the checkpointer is closed")
+
+    def _begin_close(self) -> bool:
+        """Take no more saves; whether there is anything to close."""
+        if self._is_closed or os.getpid() != self._owner_pid:
+            return False
+        self._is_closing = True
+        return True
+
+    def _time_to_close(self, timeout: float | None) -> Callable[[], float | None]:
+        """Seconds left, asked again and again: the training may be told to stop while this waits."""
+        if timeout is not None:
+            return countdown(timeout)
+        own_s = countdown(self.close_timeout_s)
+
+        def left_s() -> float | None:
+            return min((s for s in (own_s(), self._preempting.limit(None)) if s is not None), default=None)
+
+        return left_s
+
+    def _end_close(self, departure: Departure) -> None:
+        is_closed = departure.is_closed or (not departure.is_left and self._preempting.may_leave())
+        if is_closed and not self._is_closed:
+            self._is_closed = True
+            self._preempting.close()
+            self._lock.release()
+            self._events.emit("checkpointer.closed")
+        if self._is_closed or departure.is_left:
+            atexit.unregister(self._at_exit)
+        departure.raise_interrupt()
+        if not self._is_closed:
+            raise self._not_durable(departure.waited_s)
+        self._failures.report()
+
+    def _not_durable(self, waited_s: float) -> TimeoutError:
+        backlog = backlog_of(self._saves.futures)
+        what = f"steps {backlog.steps} are not durable" if backlog.saves else "the mirror is still being written"
+        detail = f": {backlog.describe()}" if backlog.saves else ""
+        return TimeoutError(f"{what} after {waited_s:.1f} s{detail}; the writer goes on, wait or close again")
 
     def _saved_metrics(self) -> dict[int, Mapping[str, float]]:
         return {info.step: info.metrics for info in self.checkpoints()}

@@ -17,7 +17,7 @@ from asyncckpt.checkpointer.ticket import SaveFacts, SaveTicket
 from asyncckpt.errors import CheckpointError, UsageError, WriterError
 from asyncckpt.format.header import FORMAT
 from asyncckpt.format.tree import encode_value
-from asyncckpt.future import SavePromise
+from asyncckpt.future import SaveFuture, SavePromise
 from asyncckpt.logs import get_logger
 from asyncckpt.memory import available_memory
 from asyncckpt.model import Health, Outcome
@@ -294,6 +294,11 @@ class SaveCoordinator:
                 self._pool.add()
         return self._pool.wait_free(timeout)
 
+    @property
+    def futures(self) -> list[SaveFuture]:
+        """The futures of `pending`."""
+        return [promise.future for promise in self.pending]
+
     def health(self) -> Health:
         """What is going on now."""
         return Health(
@@ -322,13 +327,12 @@ class SaveCoordinator:
         while (hand_over := self._hand_overs.get()) is not None:
             hand_over()
 
-    def close(self, timeout: float | None) -> bool:
-        """Let the writer finish and free the staging memory; whether that worked within *timeout*."""
+    def close(self, timeout: float) -> bool:
+        """Let the writer finish and free the staging memory; whether that worked within *timeout*. Repeatable."""
         self._hand_overs.put(None)
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = time.monotonic() + timeout
         self._thread.join(timeout)
-        rest = None if deadline is None else max(0.0, deadline - time.monotonic())
-        if self._thread.is_alive() or not self._client.close(rest):
+        if self._thread.is_alive() or not self._client.close(max(0.0, deadline - time.monotonic())):
             return False
         self._stager.close(self._pool.slots)
         return True

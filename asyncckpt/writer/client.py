@@ -115,8 +115,8 @@ class WriterClient:
         self._restarts = 0
         self._is_closing = False
         self._hurry: Hurry | None = None
+        self._close_was_sent = False
         self._failure: CheckpointError | None = None
-        self._owner_pid = os.getpid()
         self._symptom: Symptom | None = None
         self._watch = WriterWatch(stall_timeout_s)
         try:
@@ -200,19 +200,19 @@ class WriterClient:
             self._hurry = message
             self._send(message)
 
-    def close(self, timeout: float | None) -> bool:
-        """Let the writer finish and end; whether it did within *timeout* seconds. Idempotent."""
-        if os.getpid() != self._owner_pid:
-            return True
-        deadline = None if timeout is None else time.monotonic() + timeout
-        if not self._sending.acquire(timeout=-1 if timeout is None else timeout):
+    def close(self, timeout: float) -> bool:
+        """Let the writer finish and end; whether it did within *timeout* seconds. Repeatable."""
+        deadline = time.monotonic() + timeout
+        if not self._sending.acquire(timeout=timeout):
             return False
         try:
-            self._is_closing = True
-            self._send(Close())
+            self._is_closing = True  # first: the writer may be gone as soon as it was told
+            if not self._close_was_sent:  # often asked, told once: one that does not read must not block us
+                self._send(Close())
+                self._close_was_sent = True
         finally:
             self._sending.release()
-        self._reader.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
+        self._reader.join(max(0.0, deadline - time.monotonic()))
         return not self._reader.is_alive()
 
     def _tell_log_level(self) -> None:
@@ -323,7 +323,8 @@ class WriterClient:
             _logger.warning("the writer %s; starting another", how)
             try:
                 return self._start_link()
-            except OSError as error:  # no processes or descriptors left
+            # No processes or descriptors left; RuntimeError: the interpreter is ending, from Python 3.12 on.
+            except (OSError, RuntimeError) as error:
                 how = f"could not be started: {error}"
         message = f"the writer {how} and was already restarted {self._restarts} times"
         self._fail_for_good(WriterDiedError(f"{message}; its messages are on the trainer's standard error"))

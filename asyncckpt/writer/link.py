@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -94,8 +95,10 @@ class ProcessLink:
         """Kill it and end the conversation, which a process stuck in the kernel would keep open."""
         self._process.kill()
         self.channel.shutdown()
-        # One that is stuck in the kernel dies when the storage lets go of it, perhaps much later.
-        threading.Thread(target=self._process.wait, name="asyncckpt-reaper", daemon=True).start()
+        # One that is stuck in the kernel dies when the storage lets go of it, perhaps much later. RuntimeError:
+        # the interpreter is ending, and with it whoever would have to reap.
+        with contextlib.suppress(RuntimeError):
+            threading.Thread(target=self._process.wait, name="asyncckpt-reaper", daemon=True).start()
 
     def is_stopped(self) -> bool:
         """Whether a signal has stopped it; a debugger that traces it has not."""
