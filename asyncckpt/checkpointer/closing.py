@@ -85,7 +85,7 @@ class Farewell:
     def wait(self, time_left_s: Callable[[], float | None]) -> Departure:
         """Wait until all has ended or no time is left; None is for ever."""
         started = time.monotonic()
-        with open_reporter() as reporter:
+        with contextlib.closing(open_reporter()) as reporter:
             while True:
                 try:
                     return self._depart(self._wait(time_left_s, reporter, lambda: False), started)
@@ -96,24 +96,25 @@ class Farewell:
     async def wait_async(self, time_left_s: Callable[[], float | None]) -> Departure:
         """`wait` for asyncio and trio: cancelling neither breaks it off, nor is it forgotten."""
         started, is_left = time.monotonic(), threading.Event()
-        ended = self._wait_in_thread(time_left_s, is_left)
-        with anyio.CancelScope(shield=True):
-            while True:
-                try:
+        ended: Future[bool] | None = None
+        while True:
+            try:
+                ended = ended or self._wait_in_thread(time_left_s, is_left)
+                with anyio.CancelScope(shield=True):
                     await _settled(ended)
-                    return self._depart(ended.result(), started)
-                # Native cancellation in asyncio knows no shield.
-                except (KeyboardInterrupt, anyio.get_cancelled_exc_class()) as interrupt:
-                    if not self._keep(interrupt):
-                        is_left.set()
-                        return self._leave(interrupt, started)
+                return self._depart(ended.result(), started)
+            # Native cancellation in asyncio knows no shield.
+            except (KeyboardInterrupt, anyio.get_cancelled_exc_class()) as interrupt:
+                if not self._keep(interrupt):
+                    is_left.set()
+                    return self._leave(interrupt, started)
 
     def _wait_in_thread(self, time_left_s: Callable[[], float | None], is_left: threading.Event) -> Future[bool]:
         ended: Future[bool] = Future()
 
         def run() -> None:
             try:
-                with open_reporter() as reporter:
+                with contextlib.closing(open_reporter()) as reporter:
                     ended.set_result(self._wait(time_left_s, reporter, is_left.is_set))
             except BaseException as error:
                 ended.set_exception(error)
@@ -139,6 +140,7 @@ class Farewell:
         return Departure(is_closed, time.monotonic() - started, interrupt=interrupt)
 
     def _leave(self, interrupt: BaseException, started: float) -> Departure:
+        self._interrupt = None
         return Departure(False, time.monotonic() - started, is_left=True, interrupt=interrupt)
 
     def _keep(self, interrupt: BaseException) -> bool:

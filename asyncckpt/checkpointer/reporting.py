@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Protocol
 
@@ -52,14 +51,9 @@ class LogLines:
         return f"<LogLines since {self._clock() - self._started:.0f} s>"
 
 
-@contextlib.contextmanager
-def open_reporter() -> Iterator[Reporter]:
-    """What suits the standard error of this process."""
-    reporter = _progress_bar() if _is_watched() else LogLines()
-    try:
-        yield reporter
-    finally:
-        reporter.close()
+def open_reporter() -> Reporter:
+    """What suits the standard error of this process; to be closed."""
+    return _progress_bar() if _is_watched() else LogLines()
 
 
 def _is_watched() -> bool:

@@ -82,8 +82,8 @@ class SaveCoordinator:
         self._num_segments_written: dict[int, int] = {}
         self._is_prepared = False
         self._hand_overs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run_hand_overs, name="asyncckpt-stager", daemon=True)
-        self._thread.start()
+        self._has_handed_over = threading.Event()  # all of them; not `Thread.join`, see `WriterClient`
+        threading.Thread(target=self._run_hand_overs, name="asyncckpt-stager", daemon=True).start()
 
     # -- saving --------------------------------------------------------------------------------
 
@@ -324,15 +324,17 @@ class SaveCoordinator:
                     self._stager.prepare(slot, snapshot.plan, snapshot.capture.leaves, snapshot.capture.optimizers)
 
     def _run_hand_overs(self) -> None:
-        while (hand_over := self._hand_overs.get()) is not None:
-            hand_over()
+        try:
+            while (hand_over := self._hand_overs.get()) is not None:
+                hand_over()
+        finally:
+            self._has_handed_over.set()
 
     def close(self, timeout: float) -> bool:
         """Let the writer finish and free the staging memory; whether that worked within *timeout*. Repeatable."""
         self._hand_overs.put(None)
         deadline = time.monotonic() + timeout
-        self._thread.join(timeout)
-        if self._thread.is_alive() or not self._client.close(max(0.0, deadline - time.monotonic())):
+        if not self._has_handed_over.wait(timeout) or not self._client.close(max(0.0, deadline - time.monotonic())):
             return False
         self._stager.close(self._pool.slots)
         return True

@@ -125,8 +125,9 @@ class WriterClient:
             raise WriterError(f"the writer could not be started: {error}") from error
         self._send(configure)
         _clients.add(self)
-        self._reader = threading.Thread(target=self._read, name="asyncckpt-replies", daemon=True)
-        self._reader.start()
+        # To wait for, rather than to join: an interrupted `Thread.join` takes the thread for dead (CPython bpo-45274).
+        self._has_ended = threading.Event()
+        threading.Thread(target=self._read, name="asyncckpt-replies", daemon=True).start()
 
     @property
     def pid(self) -> int:
@@ -212,8 +213,7 @@ class WriterClient:
                 self._close_was_sent = True
         finally:
             self._sending.release()
-        self._reader.join(max(0.0, deadline - time.monotonic()))
-        return not self._reader.is_alive()
+        return self._has_ended.wait(max(0.0, deadline - time.monotonic()))
 
     def _tell_log_level(self) -> None:
         level = wanted_level()
@@ -253,15 +253,21 @@ class WriterClient:
     # -- reader thread -------------------------------------------------------------------------
 
     def _read(self) -> None:
-        while True:
-            for message in self._link.channel.receive(CHECK_INTERVAL_S):
-                if message is None:
-                    self._check_writer()
-                else:
-                    self._watch.heard(is_progress=not isinstance(message, _NO_PROGRESS))
-                    self._handle(message)
-            if not self._replace_writer():
-                return
+        try:
+            while True:
+                self._read_from_one()
+                if not self._replace_writer():
+                    return
+        finally:
+            self._has_ended.set()
+
+    def _read_from_one(self) -> None:
+        for message in self._link.channel.receive(CHECK_INTERVAL_S):
+            if message is None:
+                self._check_writer()
+            else:
+                self._watch.heard(is_progress=not isinstance(message, _NO_PROGRESS))
+                self._handle(message)
 
     def _check_writer(self) -> None:
         """Kill a writer that does not work; the end of its connection then has it replaced."""

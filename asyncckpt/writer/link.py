@@ -66,7 +66,8 @@ class ProcessLink:
 
     def __init__(self, nice: int, inherit: tuple[int, ...]) -> None:
         ours, theirs = socket.socketpair()
-        with theirs:
+        with contextlib.ExitStack() as on_error, theirs:
+            on_error.callback(ours.close)
             self._process = subprocess.Popen(
                 # -P: a file of the user's named like a module of ours must not be imported instead.
                 [sys.executable, "-P", "-m", "asyncckpt.writer", str(theirs.fileno()), str(nice)],
@@ -78,6 +79,7 @@ class ProcessLink:
                 pass_fds=(theirs.fileno(), *inherit),
                 start_new_session=True,
             )
+            on_error.pop_all()
         self.channel = BlockingChannel(ours)
 
     @property
