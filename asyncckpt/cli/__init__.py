@@ -1,4 +1,4 @@
-"""Command line: ``ls``, ``show``, ``verify``, ``demo``; see `asyncckpt.cli.app`."""
+"""Command line: ``ls``, ``show``, ``verify``, ``run``, ``demo``; see `asyncckpt.cli.app`."""
 
 from __future__ import annotations
 

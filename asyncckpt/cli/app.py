@@ -96,6 +96,28 @@ def verify(
     raise typer.Exit(code)
 
 
+@app.command(
+    name="run",
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+    epilog="Exit code: that of COMMAND; 128 + n when signal n ended it; 126 or 127 when it cannot be run.",
+)
+def run_command(
+    command: Annotated[
+        list[str], typer.Argument(metavar="COMMAND...", help="What to run, best after '--'.", show_default=False)
+    ],
+    grace: Annotated[
+        float, typer.Option(min=0.0, metavar="SECONDS", help="How long to wait for writers once COMMAND is gone.")
+    ] = 30.0,
+) -> None:
+    """Run COMMAND and leave only when its checkpoint writers have: the process 1 of a container.
+
+    Passes signals on, reaps what is left behind, and gives writers time to commit when COMMAND has crashed.
+    """
+    from asyncckpt.cli.run import run
+
+    raise typer.Exit(run(command, grace))
+
+
 @app.command(epilog=_EXIT_CODES)
 def demo(
     config: Annotated[str, typer.Option(help="Model size: tiny, mini, small or 124M.")] = "small",

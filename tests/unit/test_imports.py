@@ -45,7 +45,7 @@ def test_moving_and_committing_bytes_imports_no_codec(package: str) -> None:
     assert loaded_after(f"import {', '.join(modules_of(package))}").isdisjoint({"zarr", "numcodecs", "numpy"})
 
 
-@pytest.mark.parametrize("verb", ["ls", "show", "verify"])
+@pytest.mark.parametrize("verb", ["ls", "show", "verify", "run"])
 def test_looking_at_checkpoints_imports_neither_torch_nor_zarr_nor_numpy(verb: str) -> None:
     loaded = loaded_after(f"import asyncckpt.cli.app, asyncckpt.cli.{verb}")
     assert loaded.isdisjoint({"torch", "zarr", "numcodecs", "numpy", "rich"})
