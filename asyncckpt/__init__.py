@@ -68,6 +68,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; `_HOMES` is what runs, 
     )
     from asyncckpt.options import Preemption, Staging, Writer
     from asyncckpt.policies import Adaptive, AtSteps, Best, Every, Keep, Mirror, Moment, Validation, When
+    from asyncckpt.preemption.workers import shield_worker, shield_workers
     from asyncckpt.provenance import run_metadata
     from asyncckpt.state import RNG, TrainingState, register_type
     from asyncckpt.telemetry import JsonLines
@@ -122,6 +123,7 @@ _HOMES = {
     ),
     "asyncckpt.options": ("Preemption", "Staging", "Writer"),
     "asyncckpt.policies": ("Adaptive", "AtSteps", "Best", "Every", "Keep", "Mirror", "Moment", "Validation", "When"),
+    "asyncckpt.preemption.workers": ("shield_worker", "shield_workers"),
     "asyncckpt.provenance": ("run_metadata",),
     "asyncckpt.state": ("RNG", "TrainingState", "register_type"),
     "asyncckpt.telemetry": ("JsonLines",),
@@ -190,6 +192,8 @@ __all__ = [
     "register_type",
     "run_metadata",
     "save_sync",
+    "shield_worker",
+    "shield_workers",
 ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import threading
 import time
 import uuid
 import warnings
@@ -20,6 +21,7 @@ from asyncckpt.checkpointer.books import Books
 from asyncckpt.checkpointer.closing import Departure, Farewell, close_at_exit, countdown, quiet_if
 from asyncckpt.checkpointer.describing import checked_kind, checked_metrics, checked_step, versions
 from asyncckpt.checkpointer.failures import UnseenFailures
+from asyncckpt.checkpointer.interruption import StepGuard
 from asyncckpt.checkpointer.mirror import MirrorView, resolve_mirror
 from asyncckpt.checkpointer.preempting import DEFAULT_PREEMPTION, Preempting
 from asyncckpt.checkpointer.reading import Catalogue, Which
@@ -39,6 +41,7 @@ from asyncckpt.options import Compression, Preemption, Staging, Writer
 from asyncckpt.policies.keep import Keep
 from asyncckpt.policies.mirror import Mirror
 from asyncckpt.policies.when import When
+from asyncckpt.preemption.workers import is_worker_death
 from asyncckpt.repository.catalog import Catalog
 from asyncckpt.repository.lock import RunLock
 from asyncckpt.repository.root import clean_partials, prepare_root
@@ -138,6 +141,7 @@ class Checkpointer(Catalogue):
                 on_end=self._note_end,
             )
         self._preempting = Preempting(preemption, self._saves, self._events)
+        self._guard = StepGuard()
         self._farewell = Farewell(self._saves.close, lambda: self._saves.futures, outlives=as_process)
         self._at_exit = close_at_exit(self)
         self._events.emit(
@@ -233,6 +237,7 @@ class Checkpointer(Catalogue):
         self._require_open()
         preempting = self._preempting
         preempting.last_step = step
+        self._guard.note_step()
         if preempting.is_requested and not preempting.is_preempted and preempting.stops_at(step):
             return self._save_emergency(step, metrics)
         self._failures.report()
@@ -281,10 +286,25 @@ class Checkpointer(Catalogue):
             if self._state is None:
                 _logger.error("step %d is not saved: Checkpointer(state=...) was not given", step)
                 return None
-            if not self._saves.make_room(self._preempting.time_left_s):
+            if not self._saves.make_room(min(self._preempting.time_left_s, threading.TIMEOUT_MAX)):
                 _logger.error("step %d is not saved: there is no memory to stage it beside what is being written", step)
                 return None
             return self._save(step, None, metrics, (), "emergency")
+
+    def _rescue(self, error: BaseException | None) -> None:
+        """Save the last completed step when the loop was left because it was told to stop, or a worker died."""
+        is_told = self._preempting.is_requested and not self._preempting.is_preempted
+        step = self._preempting.last_step
+        if error is None or not (is_told or is_worker_death(error)) or step < 0 or step in self._books.steps:
+            return
+        if not self._guard.is_between_steps:
+            _logger.warning("step %d is not saved: an optimizer has begun the next one, or none was seen", step)
+            return
+        _logger.warning("%s has left the loop; saving step %d, after which no optimizer has begun", error, step)
+        try:
+            self._save_emergency(step, None)
+        except Exception as failure:  # must not hide *error*, which is on its way
+            _logger.error("step %d is not saved: %s", step, failure)
 
     def preempt(self, grace: float | None = None) -> None:
         """Do what a signal of `Preemption` does: flush what is staged, save at the next `step`, turn `preempted` true.
@@ -439,6 +459,7 @@ class Checkpointer(Catalogue):
     def __exit__(
         self, exc_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._rescue(error)
         with quiet_if(error):
             self.close()
 
@@ -448,6 +469,7 @@ class Checkpointer(Catalogue):
     async def __aexit__(
         self, exc_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._rescue(error)
         with quiet_if(error):
             await self.aclose()
 
@@ -480,6 +502,7 @@ class Checkpointer(Catalogue):
         if is_closed and not self._is_closed:
             self._is_closed = True
             self._preempting.close()
+            self._guard.close()
             self._lock.release()
             self._events.emit("checkpointer.closed")
         if self._is_closed or departure.is_left:
