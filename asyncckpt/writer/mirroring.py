@@ -118,7 +118,7 @@ class Mirroring:
             return
         self._is_ending = True
         self._wake.set()
-        with anyio.move_on_after(self._options.close_timeout_s):
+        with anyio.move_on_after(0 if self._pace.is_stopped else self._options.close_timeout_s):
             await self._has_ended.wait()
         if not self._has_ended.is_set():
             self.stop()

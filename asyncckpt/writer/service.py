@@ -202,6 +202,7 @@ class _Service:
         self._pending.reorder(hurry.order)
         self._urgency.compress = hurry.compress
         self._pipeline.hurry()
+        self._mirroring.stop()  # neither the saves nor whoever waits for the end have time for it
         if self._trainer_pid != os.getpid():
             raise_priority()
         self._hurried.set()

@@ -22,6 +22,7 @@ from asyncckpt.events import Event
 from asyncckpt.repository import RunLock, prepare_root
 from asyncckpt.stores import LocalStore
 from asyncckpt.testing import kill_writer
+from asyncckpt.writer import mirroring
 from asyncckpt.writer.pace import CopyStoppedError, Pace
 
 TIMEOUT_S = 60
@@ -193,6 +194,36 @@ def test_a_run_that_cannot_wait_leaves_the_copy_to_the_next_one(
     with ac.Checkpointer(root, writer=THREAD, mirror=mirror, on_event=events):
         events.wait("mirror.copied", 1)
     require_whole(mirror, [1])
+
+
+@pytest.mark.parametrize("is_hanging", [False, True])
+def test_who_is_told_to_stop_does_not_wait_for_the_mirror(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, is_hanging: bool
+) -> None:
+    root, mirror, stopped, stop = tmp_path / "root", tmp_path / "mirror", threading.Event(), Pace.stop
+
+    def note_stop(pace: Pace) -> None:
+        stop(pace)
+        stopped.set()
+
+    monkeypatch.setattr(Pace, "stop", note_stop)
+    monkeypatch.setattr(mirroring, "_STOP_S", 0.1)
+    options = ac.Mirror(mirror, close_timeout_s=3600)
+    preemption = ac.Preemption(signals=(), grace=3600)
+    ckpt = ac.Checkpointer(root, state_of(2), writer=THREAD, mirror=options, preemption=preemption)
+    with copies_blocked(monkeypatch) as reached:
+        ckpt.save(1, state_of(1)).result(TIMEOUT_S)
+        assert reached.wait(TIMEOUT_S)
+        ckpt.preempt()
+        assert stopped.wait(TIMEOUT_S)
+        ckpt.step(2)
+        assert ckpt.preempted
+        if is_hanging:
+            ckpt.close(TIMEOUT_S)
+    ckpt.close(TIMEOUT_S)
+    assert "the run ends before steps [2, 1] are on the mirror" in caplog.text
+    assert ac.open(mirror).checkpoints() == []
+    require_whole(root, [1, 2])
 
 
 def test_what_is_deleted_is_deleted_on_the_mirror(tmp_path: Path, events: Events) -> None:
