@@ -162,8 +162,10 @@ class Campaign:
             "num_signals": self.num_lives,
             **{name: dict(sorted(counter.items())) for name, counter in self.counts.items()},
             "slowest_exit_s": round(self.slowest_exit_s, 2),
-            "lost_steps": dict(sorted(self.lost_steps.items())),
-            "lost_steps_when_leaving_now": dict(sorted(self.lost_steps_when_leaving_now.items())),
+            "lost_steps": {str(num): count for num, count in sorted(self.lost_steps.items())},
+            "lost_steps_when_leaving_now": {
+                str(num): count for num, count in sorted(self.lost_steps_when_leaving_now.items())
+            },
             "violations": self.violations,
         }
 
@@ -183,7 +185,7 @@ def run(arguments: argparse.Namespace, directory: Path) -> dict[str, Any]:
     campaign.run(arguments.signals, arguments.minutes * 60)
     campaign.violations += gpt.compare_with_reference()
     compared = {"num_steps_equal_to_an_uninterrupted_run": len(gpt.expected)}
-    seconds = round(time.monotonic() - started, 1)
+    seconds = round(time.monotonic() - started)
     return {
         "seed": arguments.seed,
         "fork_shield": arguments.fork_shield,
@@ -191,6 +193,20 @@ def run(arguments: argparse.Namespace, directory: Path) -> dict[str, Any]:
         **compared,
         "seconds": seconds,
     }
+
+
+def merge(earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
+    """The summary of both campaigns: a long one can be run in pieces."""
+    merged = dict(later)
+    for name, value in later.items():
+        before = earlier.get(name)
+        if isinstance(value, dict) and before:
+            merged[name] = {key: before.get(key, 0) + value.get(key, 0) for key in sorted({*before, *value})}
+        elif name == "slowest_exit_s" and before:
+            merged[name] = max(before, value)
+        elif before is not None:
+            merged[name] = before + value
+    return merged
 
 
 def main() -> int:
@@ -208,7 +224,7 @@ def main() -> int:
         help="fork DataLoader workers with the signal blocked; without, those hit in their first moments end the loop",
     )
     parser.add_argument("--directory", help="where the checkpoints go; default: the directory for temporary files")
-    parser.add_argument("--results", type=Path, help="write a summary with facts about the machine here")
+    parser.add_argument("--results", type=Path, help="add a summary, and facts about the machine, to what is here")
     arguments = parser.parse_args()
     import torch
 
@@ -224,8 +240,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="asyncckpt-preemption-", dir=arguments.directory) as directory:
         result = run(arguments, Path(directory))
         if arguments.results:
-            facts = machine_facts(Path(directory))
-            arguments.results.write_text(json.dumps({**result, "machine": facts}, indent=1) + "\n")
+            earlier = json.loads(arguments.results.read_text()) if arguments.results.exists() else {}
+            merged = {**merge(earlier, result), "machine": machine_facts(Path(directory))}
+            arguments.results.write_text(json.dumps(merged, indent=1) + "\n")
     print(json.dumps(result, indent=1))
     return 1 if result["violations"] else 0
 
