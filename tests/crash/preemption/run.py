@@ -81,6 +81,7 @@ class Campaign:
 
     def _run_life(self, name: str) -> None:
         from procs import reap_all
+        from summary import describe_and_kill
 
         track, life = self._tracks[name][0], self._decide(name)
         track.begin_life()
@@ -100,7 +101,7 @@ class Campaign:
         (self.lost_steps_when_leaving_now if life.leaves_now else self.lost_steps)[lost] += 1
         self._require(wrong)
         self._require([f"left after {exit_s:.1f} s"] if exit_s >= life.grace_s else [])
-        self._require([f"processes are left: {left}"] if left else [])
+        self._require([f"a process is left: {describe_and_kill(pid)}" for pid in left])
         # Torchrun, and who leaves at once, leave others to be ended by the signal.
         failed = (
             {pid: code for pid, code in codes.items() if code} if name != "torchrun" and not life.leaves_now else {}
@@ -195,20 +196,6 @@ def run(arguments: argparse.Namespace, directory: Path) -> dict[str, Any]:
     }
 
 
-def merge(earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
-    """The summary of both campaigns: a long one can be run in pieces."""
-    merged = dict(later)
-    for name, value in later.items():
-        before = earlier.get(name)
-        if isinstance(value, dict) and before:
-            merged[name] = {key: before.get(key, 0) + value.get(key, 0) for key in sorted({*before, *value})}
-        elif name == "slowest_exit_s" and before:
-            merged[name] = max(before, value)
-        elif before is not None:
-            merged[name] = before + value
-    return merged
-
-
 def main() -> int:
     """Run it; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -231,6 +218,7 @@ def main() -> int:
     torch.set_num_threads(1)
     from common import machine_facts
     from procs import adopt_orphans
+    from summary import merge
 
     import asyncckpt as ac
 
