@@ -188,8 +188,8 @@ def run(arguments: argparse.Namespace, directory: Path) -> dict[str, Any]:
     compared = {"num_steps_equal_to_an_uninterrupted_run": len(gpt.expected)}
     seconds = round(time.monotonic() - started)
     return {
-        "seed": arguments.seed,
-        "fork_shield": arguments.fork_shield,
+        "seeds": [arguments.seed],
+        "fork_shield": [arguments.fork_shield],
         **campaign.as_dict(),
         **compared,
         "seconds": seconds,
