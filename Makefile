@@ -4,13 +4,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test check lint types contracts install clean
+# The benchmarks need their peers, which the package does not: an environment of their own.
+BENCH := .bench
+BENCH_STAMP := $(BENCH)/.installed
+BENCH_ARGS ?=
+
+.PHONY: help demo test check bench lint types contracts install clean
 
 help:
 	@echo "make demo       train, kill in the middle of a save, resume, compare bit for bit (about a minute)"
 	@echo "make test       the whole test suite"
 	@echo "make check      lint, types, import contracts and tests"
-	@echo "make clean      remove .venv and all caches"
+	@echo "make bench      every benchmark of benchmarks/suite.py: tables, JSON, pictures (about ten minutes)"
+	@echo "make clean      remove .venv, .bench and all caches"
 
 demo: $(STAMP)
 	$(BIN)/asyncckpt demo
@@ -19,6 +25,9 @@ test: $(STAMP)
 	$(BIN)/python -m pytest
 
 check: lint types contracts test
+
+bench: $(BENCH_STAMP)
+	$(BENCH)/bin/python benchmarks/suite.py $(BENCH_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -38,5 +47,11 @@ $(STAMP): pyproject.toml constraints.txt
 	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	@touch $(STAMP)
 
+# Not --clear: trained states are kept there, too.
+$(BENCH_STAMP): benchmarks/requirements.txt constraints.txt
+	$(PYTHON) -m venv $(BENCH)
+	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BENCH)/bin/python -m pip install --quiet -c constraints.txt -e . -r benchmarks/requirements.txt
+	@touch $(BENCH_STAMP)
+
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(BENCH) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -18,13 +18,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-__all__ = ["RESULTS", "Spread", "machine_facts", "print_table", "scratch_directory", "stored_bytes", "write_results"]
+__all__ = [
+    "REPOSITORY", "RESULTS", "Spread", "available_cpus", "machine_facts", "print_table", "scratch_directory",
+    "stored_bytes", "warn_if_busy", "write_results",
+]  # fmt: skip
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "benchmarks" / "results"
 # The checkout these files are part of is what they measure, installed or not.
 sys.path.insert(0, str(REPOSITORY))
-_PACKAGES = ("asyncckpt", "torch", "torch_checkpointing", "zarr", "numcodecs", "tensorstore", "numpy")
+_PACKAGES = ("asyncckpt", "torch", "torch_checkpointing", "safetensors", "zarr", "numcodecs", "tensorstore", "numpy")
 
 
 class Spread:
@@ -55,7 +58,7 @@ def machine_facts(directory: Path) -> dict[str, Any]:
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": available_cpus(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "kernel": platform.release(),
         "filesystem": _file_system(directory),
@@ -64,6 +67,17 @@ def machine_facts(directory: Path) -> dict[str, Any]:
         "commit": _commit(),
         "load_average": list(os.getloadavg()),
     }
+
+
+def available_cpus() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def warn_if_busy(facts: Mapping[str, Any]) -> None:
+    """Tell when something else runs on the machine that *facts* are about."""
+    if facts["load_average"][0] > 0.5:
+        print(f"the machine is busy: load {facts['load_average'][0]:.1f}; the numbers will not hold", file=sys.stderr)
 
 
 def _cpu_model() -> str:

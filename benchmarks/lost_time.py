@@ -10,61 +10,54 @@ disk that matters; nothing is left on it. README.md says what each number means.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import itertools
-import json
 import math
-import os
-import subprocess
 import sys
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
+import lost_time_worker
 import numpy as np
-from common import Spread, machine_facts, print_table, scratch_directory, write_results
+from common import (
+    Spread,
+    available_cpus,
+    machine_facts,
+    print_table,
+    scratch_directory,
+    warn_if_busy,
+    write_results,
+)  # fmt: skip
 from memory import MemoryWatch
-from peers import PEERS
 from probes import direct_write_seconds
+from questions import REFERENCE, Setup
+from workers import run_in_process
 
-_WORKER = Path(__file__).with_name("lost_time_worker.py")
-_REFERENCE = "asyncckpt fast"
+TITLE = "Training time lost per save, in a launch-bound loop"
+SAVERS = (
+    "torch.save", "dcp.async_save thread", "dcp.async_save process", "torch_checkpointing",
+    "asyncckpt fast", "asyncckpt none", "asyncckpt small",
+)  # fmt: skip
 _HEADER = (
     "saver", "blocked ms", "memcpy ms", "x memcpy", "lost ms/save", "x ours", "p50 ms alone", "writing",
     "p99 ms alone", "writing", "slower %", "durable s", "stored MB", "peak MB", "first blocked ms",
 )  # fmt: skip
 
 
-def measure_peer(peer: str, directory: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Run one worker to its end and return what it measured, memory included."""
-    read_fd, write_fd = os.pipe()
-    command = [sys.executable, str(_WORKER), f"--peer={peer}", f"--size={arguments.size}"]
-    command += [f"--directory={directory / peer.replace(' ', '-')}", f"--report-fd={write_fd}"]
-    command += [f"--repetitions={arguments.repetitions}", f"--alone-steps={arguments.alone_steps}"]
-    log = directory / "worker.log"
-    with log.open("w") as errors, os.fdopen(read_fd) as reports, ExitStack() as cleanup:
-        worker = subprocess.Popen(command, pass_fds=[write_fd], stdout=errors, stderr=errors)
-        cleanup.callback(worker.wait)
-        cleanup.callback(worker.kill)
-        os.close(write_fd)
-        result: dict[str, Any] = {}
-        for line in reports:
-            message = json.loads(line)
-            if message["event"] == "ready":
-                with MemoryWatch(worker.pid) as watch:
-                    pass
-                idle_bytes = watch.peak_bytes
-            elif message["event"] == "watch":
-                watching = cleanup.enter_context(ExitStack())
-                watch = watching.enter_context(MemoryWatch(worker.pid))
-            elif message["event"] == "unwatch":
-                watching.close()
-            else:
-                result = message["result"]
-                break
-        if not result or worker.wait(timeout=120) != 0:
-            raise RuntimeError(f"{peer} failed:\n{log.read_text()[-4000:]}")
-    return {**result, "idle_bytes": idle_bytes, "peak_bytes": watch.peak_bytes}
+def measure_peer(peer: str, setup: Setup) -> dict[str, Any]:
+    """Measure one peer in a process of its own, and its memory from outside."""
+    watches: list[MemoryWatch] = []
+    with ExitStack() as watching:
+
+        def follow(told: str, pid: int) -> None:
+            watching.close()
+            if told != "unwatch":
+                watches.append(watching.enter_context(MemoryWatch(pid)))
+            if told == "ready":
+                watching.close()  # one sample
+
+        result = run_in_process(lost_time_worker.measure_peer, peer, setup, log=setup.log, on_tell=follow)
+    idle, saving = watches
+    return {**result, "idle_bytes": idle.peak_bytes, "peak_bytes": saving.peak_bytes}
 
 
 def summarise(result: dict[str, Any]) -> dict[str, Any]:
@@ -107,19 +100,6 @@ def _percent_slower(saves: list[dict[str, Any]]) -> float:
     return 100 * (float(np.median(ratios)) - 1) if ratios else math.nan
 
 
-def judge(summaries: list[dict[str, Any]], reference: dict[str, Any]) -> list[dict[str, Any]]:
-    """What asyncckpt promises, beside what came out."""
-    dcp = [s["lost_ms"]["median"] for s in summaries if s["saver"].startswith("dcp")]
-    checks = [
-        ("percent by which steps are slower while writing", reference["slower_percent"], 5.0),
-        ("blocked time per memcpy of the same bytes", reference["blocked_per_memcpy"], 1.5),
-    ]
-    if dcp:
-        ratio = reference["lost_ms"]["median"] / min(dcp)
-        checks.insert(0, ("lost time per lost time of the better DCP mode", ratio, 0.25))
-    return [{"what": what, "value": value, "at_most": limit, "met": value <= limit} for what, value, limit in checks]
-
-
 def _reduced(result: dict[str, Any]) -> dict[str, Any]:
     """One peer's repetitions for the JSON file, with percentiles in place of the single steps."""
     saves = []
@@ -130,13 +110,18 @@ def _reduced(result: dict[str, Any]) -> dict[str, Any]:
     return {"saver": result["peer"], "saves": saves}
 
 
+def _number(value: float | None) -> str:
+    """Empty where there is none: JSON has null for NaN."""
+    return "" if value is None or math.isnan(value) else f"{value:.1f}"
+
+
 def _row(summary: dict[str, Any], reference_ms: float | None) -> list[str]:
     def spread(name: str, digits: int) -> str:
         return Spread(summary[name]["values"]).text(digits)
 
     alone, writing = summary["step_alone_ms"], summary["step_writing_ms"]
     ratio = summary["lost_ms"]["median"] / reference_ms if reference_ms else math.nan
-    numbers = [f"{alone['p50']:.1f}", f"{writing['p50']:.1f}", f"{alone['p99']:.1f}", f"{writing['p99']:.1f}"]
+    numbers = [_number(steps[name]) for name in ("p50", "p99") for steps in (alone, writing)]
     return [
         summary["saver"],
         spread("blocked_ms", 0),
@@ -145,7 +130,7 @@ def _row(summary: dict[str, Any], reference_ms: float | None) -> list[str]:
         spread("lost_ms", 0),
         f"{ratio:.2f}",
         *numbers,
-        f"{summary['slower_percent']:.1f}",
+        _number(summary["slower_percent"]),
         spread("durable_s", 2),
         f"{summary['stored_bytes'] / 1e6:.0f}",
         f"{summary['peak_bytes'] / 1e6:.0f}",
@@ -153,14 +138,40 @@ def _row(summary: dict[str, Any], reference_ms: float | None) -> list[str]:
     ]
 
 
-def _installed(peer: str) -> bool:
-    return importlib.util.find_spec(PEERS[peer].requires) is not None
+def measure(setup: Setup) -> dict[str, Any]:
+    """All peers, one after another, and what the disk takes."""
+    results = []
+    for peer in setup.choose(SAVERS):
+        print(f"{peer} ...", file=sys.stderr, flush=True)
+        results.append(measure_peer(peer, setup))
+    num_bytes = results[0]["state_bytes"]
+    writes = {threads: direct_write_seconds(num_bytes, setup.directory, threads) for threads in {1, available_cpus()}}
+    memcpy_s = itertools.chain.from_iterable(result["memcpy_s"] for result in results)
+    return {
+        "state_bytes": num_bytes,
+        "num_large_tensors": results[0]["num_large_tensors"],
+        "memcpy_ms": Spread([1e3 * seconds for seconds in memcpy_s]).as_dict(),
+        "direct_write_s": {f"{threads} threads": seconds for threads, seconds in writes.items()},
+        "savers": [summarise(result) for result in results],
+        "repetitions": [_reduced(result) for result in results],
+    }
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print the table."""
+    ours = next((saver["lost_ms"]["median"] for saver in result["savers"] if saver["saver"] == REFERENCE), None)
+    print_table(_HEADER, [_row(summary, ours) for summary in result["savers"]])
+    print(
+        f"\nstate {result['state_bytes'] / 1e6:.0f} MB in {result['num_large_tensors']} tensors; "
+        f"memcpy {Spread(result['memcpy_ms']['values']).text()} ms; raw O_DIRECT write with "
+        + ", ".join(f"{name} {seconds or math.nan:.2f} s" for name, seconds in result["direct_write_s"].items())
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=("tiny", "124M"), default="124M")
-    parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
+    parser.add_argument("--peers", nargs="+", choices=SAVERS, default=SAVERS)
     parser.add_argument("--repetitions", type=int, default=5, help="timed saves per peer, after one warm-up")
     parser.add_argument("--alone-steps", type=int, default=150, help="steps without a save before each save")
     parser.add_argument("--directory", help="where to write; default: here")
@@ -168,50 +179,12 @@ def main() -> None:
     arguments = parser.parse_args()
 
     with scratch_directory(arguments.directory) as directory:
+        setup = Setup(directory, arguments.size, arguments.repetitions, arguments.peers, arguments.alone_steps)
         facts = machine_facts(directory)
-        if facts["load_average"][0] > 0.5:
-            print(
-                f"the machine is busy: load {facts['load_average'][0]:.1f}; the numbers will not hold", file=sys.stderr
-            )
-        results = []
-        for peer in arguments.peers:
-            if not _installed(peer):
-                print(f"{peer}: {PEERS[peer].requires} is not installed, left out", file=sys.stderr)
-                continue
-            print(f"{peer} ...", file=sys.stderr, flush=True)
-            results.append(measure_peer(peer, directory, arguments))
-        num_bytes = results[0]["state_bytes"]
-        writes = {
-            f"{threads} threads": direct_write_seconds(num_bytes, directory, threads)
-            for threads in sorted({1, facts["cores"]})
-        }
-
-    summaries = [summarise(result) for result in results]
-    ours = next((summary for summary in summaries if summary["saver"] == _REFERENCE), None)
-    print_table(_HEADER, [_row(summary, ours["lost_ms"]["median"] if ours else None) for summary in summaries])
-    memcpy_ms = Spread([1e3 * s for s in itertools.chain.from_iterable(r["memcpy_s"] for r in results)])
-    print(
-        f"\nstate {num_bytes / 1e6:.0f} MB in {results[0]['num_large_tensors']} tensors; memcpy {memcpy_ms.text()} ms; "
-        + ", ".join(f"raw O_DIRECT write with {name} {seconds:.2f} s" for name, seconds in writes.items())
-    )
-    verdicts = judge(summaries, ours) if ours else []
-    for verdict in verdicts:
-        outcome = "met" if verdict["met"] else "MISSED"
-        print(f"{verdict['what']}: {verdict['value']:.2f}, target {verdict['at_most']}: {outcome}")
-    target = write_results(
-        "lost_time",
-        {
-            "machine": facts,
-            "options": vars(arguments),
-            "state_bytes": num_bytes,
-            "memcpy_ms": memcpy_ms.as_dict(),
-            "direct_write_s": writes,
-            "savers": summaries,
-            "targets": verdicts,
-            "repetitions": [_reduced(result) for result in results],
-        },
-        arguments.output,
-    )
+        warn_if_busy(facts)
+        result = measure(setup)
+    show(result)
+    target = write_results("lost_time", {"machine": facts, **setup.facts(), **result}, arguments.output)
     print(f"written to {target}")
 
 

@@ -1,31 +1,29 @@
 """One peer of `lost_time`, measured in a process of its own.
 
-The parent reads one JSON object per line from ``--report-fd``: first ``ready``, then ``watch`` and
-``unwatch`` around the save whose memory it samples, and the ``result`` at the end.
+It tells its parent when it is ``ready``, and ``watch`` and ``unwatch`` around the save whose memory is sampled.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import ctypes
 import gc
-import json
 import os
 import shutil
 import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import common
 import torch
 from loop import LaunchBoundLoop
 from peers import PEERS, Saver
 from probes import memcpy_seconds
-from state import build_state
+from questions import Setup
+from states import make_state
+from workers import Tell
 
 _TAIL_STEPS = 20
 
@@ -78,28 +76,24 @@ def measure_save(saver: Saver, loop: LaunchBoundLoop, step: int, alone_steps: in
     )
 
 
-def run(arguments: argparse.Namespace, report: TextIO) -> dict[str, Any]:
+def measure_peer(tell: Tell, peer: str, setup: Setup) -> dict[str, Any]:
     """Everything this process measures."""
-
-    def tell(event: str) -> None:
-        print(json.dumps({"event": event}), file=report, flush=True)
-
-    directory = Path(arguments.directory)
+    directory = setup.place(peer)
     directory.mkdir()
-    state = build_state(arguments.size)
-    _return_freed_memory()
+    state = make_state(setup.size)
+    return_freed_memory()
     torch.set_num_threads(1)
     tell("ready")
-    saver = PEERS[arguments.peer](directory, state)
+    saver = PEERS[peer](directory, state)
     loop = LaunchBoundLoop()
     loop.run(10, saver.guard)
 
     measured, memcpy_s = [], []
-    for step in range(1, arguments.repetitions + 2):  # the first one is the warm-up
+    for step in range(1, setup.repetitions + 2):  # the first one is the warm-up
         # Right before each save, so that both see the same machine.
         with _all_cores():
             memcpy_s += memcpy_seconds(state.tensors(), repetitions=3)
-        measured.append(measure_save(saver, loop, step, arguments.alone_steps))
+        measured.append(measure_save(saver, loop, step, setup.alone_steps))
         saver.discard(step)
         os.sync()  # deleting a gigabyte is not part of the next save
     tell("watch")
@@ -110,7 +104,7 @@ def run(arguments: argparse.Namespace, report: TextIO) -> dict[str, Any]:
     saver.close()
     shutil.rmtree(directory, ignore_errors=True)
     return {
-        "peer": arguments.peer,
+        "peer": peer,
         "state_bytes": state.num_bytes,
         "num_large_tensors": state.num_large,
         "memcpy_s": memcpy_s,
@@ -130,27 +124,9 @@ def _all_cores() -> Iterator[None]:
         torch.set_num_threads(1)
 
 
-def _return_freed_memory() -> None:
+def return_freed_memory() -> None:
     """Give what building the state has freed back to the system, so that it does not count as the saver's."""
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--peer", choices=PEERS, required=True)
-    parser.add_argument("--size", required=True)
-    parser.add_argument("--directory", required=True)
-    parser.add_argument("--repetitions", type=int, required=True)
-    parser.add_argument("--alone-steps", type=int, required=True)
-    parser.add_argument("--report-fd", type=int, required=True)
-    arguments = parser.parse_args()
-    with os.fdopen(arguments.report_fd, "w") as report:
-        result = run(arguments, report)
-        print(json.dumps({"event": "result", "result": result}), file=report, flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""Peak memory of a process and its descendants, watched from outside."""
+"""Memory of a process and its descendants, looked at from outside."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-__all__ = ["MemoryWatch"]
+__all__ = ["MemoryWatch", "resident_bytes", "tree_bytes"]
 
 
 class MemoryWatch:
@@ -42,12 +42,26 @@ class MemoryWatch:
 
     def _watch(self) -> None:
         while True:
-            self.peak_bytes = max(self.peak_bytes, self._sample())
+            self.peak_bytes = max(self.peak_bytes, tree_bytes(self._pid))
             if self._stop.wait(self._interval_s):
                 return
 
-    def _sample(self) -> int:
-        return sum(_pss_bytes(pid) for pid in _process_tree(self._pid))
+
+def tree_bytes(pid: int) -> int:
+    """Proportional set size of *pid* and its descendants."""
+    return sum(_pss_bytes(member) for member in _process_tree(pid))
+
+
+def resident_bytes(pid: int) -> int:
+    """Resident bytes of *pid*, without those of memory files such as arenas."""
+    total, counts = 0, True
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        name, _, rest = line.partition(" ")
+        if not name.endswith(":"):  # the first line of a mapping: addresses, permissions, ..., path
+            counts = "/memfd:" not in rest
+        elif name == "Rss:" and counts:
+            total += int(rest.split()[0]) * 1024
+    return total
 
 
 def _process_tree(pid: int) -> Iterator[int]:

@@ -1,4 +1,4 @@
-"""What the machine itself can do: the two numbers no saver can beat."""
+"""What the machine itself can do: numbers that no saver can beat."""
 
 from __future__ import annotations
 
@@ -7,12 +7,17 @@ import os
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["direct_write_seconds", "memcpy_seconds"]
+__all__ = [
+    "buffered_write_seconds", "codec_seconds", "direct_write_seconds", "drop_from_page_cache", "memcpy_seconds",
+    "read_seconds",
+]  # fmt: skip
 
 _BLOCK_BYTES = 4 * 2**20
 
@@ -70,6 +75,78 @@ def direct_write_seconds(num_bytes: int, directory: Path, threads: int) -> float
     finally:
         for path in paths:
             path.unlink(missing_ok=True)
+
+
+def buffered_write_seconds(num_bytes: int, path: Path) -> float:
+    """Write *num_bytes* to a new file at *path* through the page cache, fsync included; the file stays."""
+    block = os.urandom(_BLOCK_BYTES)
+    started = time.perf_counter()
+    with path.open("wb", buffering=0) as file:
+        for _ in range(-(-num_bytes // _BLOCK_BYTES)):
+            file.write(block)
+        os.fsync(file.fileno())
+    return time.perf_counter() - started
+
+
+def read_seconds(path: Path) -> float:
+    """Read the file at *path* once, front to back, into memory that is mapped already."""
+    buffer = bytearray(_BLOCK_BYTES)
+    started = time.perf_counter()
+    with path.open("rb", buffering=0) as file:
+        while file.readinto(buffer):
+            pass
+    return time.perf_counter() - started
+
+
+def drop_from_page_cache(path: Path, *, wholly: bool) -> str:
+    """Make the next read of *path*, a file or a directory, come from the disk.
+
+    Args:
+        wholly: empty all of the page cache, names of files too, if this is root.
+
+    Returns:
+        How it was done.
+    """
+    if wholly:
+        os.sync()
+        with suppress(OSError):
+            Path("/proc/sys/vm/drop_caches").write_text("3")
+            return "drop_caches"
+    for file in [path] if path.is_file() else path.rglob("*"):
+        if file.is_file():
+            fd = os.open(file, os.O_RDONLY)
+            os.fsync(fd)
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(fd)
+    return "fadvise"
+
+
+def codec_seconds(values: Tensor, cname: str, repetitions: int) -> dict[str, list[float]]:
+    """What one core needs to ``encode`` and ``decode`` *values*, in chunks, with the codec of a preset.
+
+    Args:
+        values: contiguous float32.
+        cname: ``lz4`` is the codec of ``"fast"``, ``zstd`` that of ``"small"``.
+    """
+    from numcodecs import blosc
+
+    raw = values.detach().reshape(-1).numpy()
+    elements = _BLOCK_BYTES // raw.itemsize
+    chunks = [raw[start : start + elements] for start in range(0, raw.size, elements)]
+    shuffle = blosc.BITSHUFFLE if cname == "lz4" else blosc.SHUFFLE
+    block_bytes = 64 * 2**10 if cname == "lz4" else 2**20
+    blosc.use_threads = False
+    target = np.empty(elements, dtype=raw.dtype)
+    seconds: dict[str, list[float]] = {"encode": [], "decode": []}
+    for _ in range(repetitions):
+        started = time.perf_counter()
+        frames = [blosc.compress(chunk, cname.encode(), 1, shuffle, block_bytes) for chunk in chunks]
+        encoded = time.perf_counter()
+        for chunk, frame in zip(chunks, frames, strict=True):
+            blosc.decompress(frame, target[: chunk.size])
+        seconds["encode"].append(encoded - started)
+        seconds["decode"].append(time.perf_counter() - encoded)
+    return seconds
 
 
 def _wait_all(results: Iterable[None]) -> None:

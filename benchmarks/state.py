@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["HEADER_BYTES", "SIZES", "TrainingState", "build_state", "iter_tensors", "new_state"]
+__all__ = ["HEADER_BYTES", "SIZES", "TrainingState", "build_state", "iter_tensors", "new_state", "training"]
 
 HEADER_BYTES = 512
 """Tensors up to this size lie in the header of a step, not in files of their own (format 1)."""
@@ -148,14 +148,21 @@ def new_state(size: str, seed: int = 0) -> TrainingState:
 def build_state(size: str = "124M", *, num_steps: int = 2, seed: int = 0) -> TrainingState:
     """The state after *num_steps* real steps; the same bits for the same machine, threads and seed."""
     state = new_state(size, seed)
+    for _ in training(state, size, num_steps):
+        pass
+    return state
+
+
+def training(state: TrainingState, size: str, num_steps: int, num_sequences: int = 2) -> Iterator[int]:
+    """Train *state*, a step for each item taken, and yield how many steps were taken."""
     shape = SIZES[size]
     # Token frequencies of text fall off like 1/rank (Zipf); uniform tokens would leave the embedding's moments flat.
     frequencies = 1.0 / torch.arange(1, shape.vocab_size + 1, dtype=torch.float64)
     length = min(shape.block_size, 64) + 1
-    for _ in range(num_steps):
-        tokens = torch.multinomial(frequencies, 2 * length, replacement=True).view(2, length)
+    for step in range(1, num_steps + 1):
+        tokens = torch.multinomial(frequencies, num_sequences * length, replacement=True).view(num_sequences, length)
         torch.autograd.backward(state.model(tokens))
         nn.utils.clip_grad_norm_(state.model.parameters(), 1.0)
         state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
-    return state
+        yield step
