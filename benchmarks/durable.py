@@ -24,7 +24,7 @@ from workers import Tell, run_in_process
 
 TITLE = "Until durable with an idle trainer, and bytes on disk"
 SAVERS = (
-    "torch.save", "dcp.save", "dcp.async_save process", "torch_checkpointing", "safetensors", "tensorstore",
+    "torch.save", "dcp.save",  "torch_checkpointing", "safetensors", "tensorstore",
     "asyncckpt fast", "asyncckpt none", "asyncckpt small",
 )  # fmt: skip
 _PRESETS = ("fast", "small")
