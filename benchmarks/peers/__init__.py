@@ -17,7 +17,7 @@ from peers.ours import Asyncckpt, AsyncckptNone, AsyncckptSmall
 from peers.tensor_files import Safetensors, TensorStore
 from peers.torch_native import DcpProcess, DcpSave, DcpThread, TorchMmap, TorchSave
 
-__all__ = ["PEERS", "Pending", "Saver", "installed"]
+__all__ = ["PEERS", "Asyncckpt", "Pending", "Saver", "TorchCheckpointing", "TorchSave", "installed"]
 
 PEERS: dict[str, type[Saver]] = {
     "torch.save": TorchSave,
