@@ -22,15 +22,19 @@ _NOTHING = Packing((), (), (), 0)
 
 
 class CudaItem(NamedTuple):
-    """A tensor to copy and the byte offset in the arena to copy it to."""
+    """A tensor to copy.
+
+    Attributes:
+        key: its name in the snapshot.
+        tensor: any with memory.
+        offset: first byte in the arena.
+        num_bytes: its size; not 0.
+    """
 
     key: str
     tensor: torch.Tensor
     offset: int
-
-    @property
-    def num_bytes(self) -> int:
-        return self.tensor.numel() * self.tensor.element_size()
+    num_bytes: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ from asyncckpt.errors import StagingError, StagingMemoryError
 from asyncckpt.memory import Arena
 from asyncckpt.options import SnapshotMode
 from asyncckpt.staging.buffers import CudaItem, DeviceBuffers, Gathering
-from asyncckpt.staging.guard import GuardedCopies, Optimizer, Ownership, StepGuard, Watched, extent_of
+from asyncckpt.staging.guard import GuardedCopies, Optimizer, Ownership, StepGuard, Watched, extent_of, versions_of
 from asyncckpt.staging.ops import DeviceOps
 
 __all__ = ["CudaCopier", "CudaCopies", "CudaOrder"]
@@ -121,16 +121,19 @@ class CudaCopier:
             StagingError: a device reported an error; likewise.
         """
         ownership = self._guard.take_ownership(() if order.mode == "blocking" else order.optimizers)
-        watched = [Watched(item.key, item.tensor) for item in order.items]
+        tensors = [item.tensor for item in order.items]
+        versions = versions_of(tensors)
         by_device: dict[int, list[int]] = {}
-        for position, item in enumerate(order.items):
-            by_device.setdefault(item.tensor.device.index, []).append(position)
+        for position, tensor in enumerate(tensors):
+            by_device.setdefault(tensor.device.index, []).append(position)
         queues = [_DeviceQueue(self, order, index, positions, ownership) for index, positions in by_device.items()]
         try:
             for queue in queues:
                 queue.fill()
-            for tensor in watched:
-                tensor.check("by another thread while save() ran")
+            if versions_of(tensors) != versions:
+                for item, version in zip(order.items, versions, strict=True):
+                    Watched(item.key, item.tensor, version).check("by another thread while save() ran")
+            guarded = self._guard_copies(queues, order, versions, ownership)
         except torch.OutOfMemoryError as error:
             _drain(queues)
             raise StagingMemoryError(f"the device has no memory for copying the snapshot: {error}") from error
@@ -140,11 +143,10 @@ class CudaCopier:
         except BaseException:
             _drain(queues)
             raise
-        guarded = self._guard_copies(queues, order, watched, ownership)
-        return CudaCopies(self._runtime, {queue.index: queue.done for queue in queues}, watched, self._guard, guarded)
+        return CudaCopies(self._runtime, {queue.index: queue.done for queue in queues}, tensors, self._guard, guarded)
 
     def _guard_copies(
-        self, queues: Iterable[_DeviceQueue], order: CudaOrder, watched: Sequence[Watched], ownership: Ownership
+        self, queues: Iterable[_DeviceQueue], order: CudaOrder, versions: Sequence[int], ownership: Ownership
     ) -> GuardedCopies | None:
         if not ownership.optimizers:
             return None
@@ -154,7 +156,10 @@ class CudaCopier:
             for optimizer in ownership.owners[extent_of(order.items[position].tensor)]:
                 by_optimizer[optimizer].append(number)
         events = {queue.index: queue.guard for queue in queues}
-        guarded = GuardedCopies(self._runtime, events, [watched[position] for position in owned], by_optimizer)
+        watched = [
+            Watched(order.items[position].key, order.items[position].tensor, versions[position]) for position in owned
+        ]
+        guarded = GuardedCopies(self._runtime, events, watched, by_optimizer)
         self._guard.add(guarded)
         return guarded
 

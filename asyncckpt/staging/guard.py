@@ -9,7 +9,7 @@ Until then, as for everything that no optimizer owns, training waits for the cop
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -28,6 +28,7 @@ __all__ = [
     "hookable",
     "is_capturing",
     "version_of",
+    "versions_of",
 ]
 
 Optimizer = torch.optim.Optimizer
@@ -47,10 +48,10 @@ class Ownership(NamedTuple):
     owners: Mapping[Extent | None, tuple[Optimizer, ...]]
 
 
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
+_PLAIN = frozenset({torch.Tensor, torch.nn.Parameter})
 
 
-class Watched:
+class Watched(NamedTuple):
     """A tensor that must not change until it is copied.
 
     Attributes:
@@ -59,12 +60,9 @@ class Watched:
         version: its version counter at ``save()``.
     """
 
-    __slots__ = ("key", "tensor", "version")
-
-    def __init__(self, key: str, tensor: torch.Tensor) -> None:
-        self.key = key
-        self.tensor = tensor
-        self.version = version_of(tensor)
+    key: str
+    tensor: torch.Tensor
+    version: int
 
     def check(self, when: str) -> None:
         """Raise `SnapshotMutatedError` if it was changed since it was captured."""
@@ -166,9 +164,9 @@ class StepGuard:
         self.watch(optimizers)
         hooked = [found for found in dict.fromkeys(map(hookable, optimizers)) if found is not None]
         owners: dict[Extent | None, tuple[Optimizer, ...]] = {}
-        unseen: set[Extent] = set()
+        unseen: set[Extent | None] = {None}
         for optimizer in hooked:
-            extents = set(_extents_of(optimizer))
+            extents = _extents_of(optimizer)
             if self._seen.pop(optimizer, False) and optimizer not in self._captured:
                 for extent in extents:
                     owners[extent] = (*owners.get(extent, ()), optimizer)
@@ -226,26 +224,27 @@ def hookable(optimizer: Optimizer | None) -> Optimizer | None:
     return None
 
 
-def _extents_of(optimizer: Optimizer) -> Iterator[Extent]:
+def _extents_of(optimizer: Optimizer) -> set[Extent | None]:
     """Memory that ``optimizer.step()`` changes: its parameters and their state."""
+    owned: list[torch.Tensor] = []
     for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            yield from _extents(parameter)
-    for value in optimizer.state.values():
-        yield from _extents(value)
+        _collect(list(group["params"]), owned)
+    _collect(list(optimizer.state.values()), owned)
+    return set(map(extent_of, owned))
 
 
-def _extents(value: Any) -> Iterator[Extent]:
-    if isinstance(value, torch.Tensor):
-        extent = extent_of(value if type(value) in _PLAIN else _local_part(value))
-        if extent is not None:
-            yield extent
-    elif isinstance(value, dict):
-        for part in value.values():
-            yield from _extents(part)
-    elif isinstance(value, (list, tuple)):
-        for part in value:
-            yield from _extents(part)
+def _collect(values: Iterable[Any], tensors: list[torch.Tensor]) -> None:
+    """Add the tensors in *values*, at any depth, to *tensors*."""
+    for value in values:
+        kind = type(value)
+        if kind in _PLAIN:
+            tensors.append(value)
+        elif isinstance(value, torch.Tensor):
+            tensors.append(_local_part(value))
+        elif isinstance(value, dict):
+            _collect(value.values(), tensors)
+        elif isinstance(value, (list, tuple)):
+            _collect(value, tensors)
 
 
 def _local_part(tensor: torch.Tensor) -> torch.Tensor:
@@ -264,7 +263,15 @@ def extent_of(tensor: torch.Tensor) -> Extent | None:
         address = tensor.data_ptr()
     except RuntimeError:  # sparse tensors and wrappers
         return None
-    return (address, tensor.numel() * tensor.element_size()) if address else None
+    return (address, tensor.nbytes) if address else None
+
+
+def versions_of(tensors: Sequence[torch.Tensor]) -> list[int]:
+    """`version_of` each, quickly."""
+    try:
+        return [tensor._version for tensor in tensors]
+    except RuntimeError:
+        return [version_of(tensor) for tensor in tensors]
 
 
 def version_of(tensor: torch.Tensor) -> int:

@@ -17,7 +17,7 @@ from asyncckpt.staging.buffers import CudaItem, DeviceBuffers
 from asyncckpt.staging.cpu import CpuCopier
 from asyncckpt.staging.cuda import CudaCopier, CudaOrder
 from asyncckpt.staging.device_memory import DeviceBudget
-from asyncckpt.staging.guard import StepGuard, is_capturing, version_of
+from asyncckpt.staging.guard import StepGuard, is_capturing, version_of, versions_of
 from asyncckpt.staging.leaf import Leaf
 from asyncckpt.staging.ops import DeviceOps
 from asyncckpt.staging.pinning import HostPinner
@@ -193,17 +193,14 @@ class Stager:
         if not on_cuda:
             self._copy_others(part, segment.offsets, arena)
             return _Complete()
-        items = [
-            CudaItem(part[index].key, part[index].tensor, segment.offsets[index])
-            for index in on_cuda
-            if part[index].tensor.numel()
-        ]
+        placed = [(part[index], segment.offsets[index], part[index].tensor.nbytes) for index in on_cuda]
+        items = [CudaItem(leaf.key, leaf.tensor, offset, size) for leaf, offset, size in placed if size]
         self._pinner.start(arena, part[on_cuda[0]].tensor.device.index)
         self._pinner.wait(arena)
         slot.buffers = slot.buffers or DeviceBuffers(self._budget, self._ops)
         copies = self._cuda.begin(CudaOrder(items, arena, slot.buffers, mode, segment, optimizers))
         try:
-            others = sorted(set(range(len(part))).difference(on_cuda))
+            others = [index for index, leaf in enumerate(part) if not leaf.tensor.is_cuda]
             self._copy_others([part[index] for index in others], [segment.offsets[index] for index in others], arena)
         except BaseException:
             with contextlib.suppress(CheckpointError):
@@ -212,7 +209,7 @@ class Stager:
         return copies
 
     def _copy_others(self, leaves: Sequence[Leaf], offsets: Sequence[int], arena: Arena) -> None:
-        versions = [version_of(leaf.tensor) for leaf in leaves]
+        versions = versions_of([leaf.tensor for leaf in leaves])
         # Other accelerators (MPS, XPU): `cpu()` waits for their queue, which is slow but right.
         tensors = [leaf.tensor if leaf.tensor.is_cpu else leaf.tensor.cpu() for leaf in leaves]
         self._cpu.copy(tensors, offsets, arena)
