@@ -391,9 +391,9 @@ class Checkpointer(Catalogue):
             )
         for promise in self._saves.pending:
             promise.wait_done()
-        into = RestoreTarget(target, only, strict, finite)
         started = time.perf_counter()
-        with self._books.narrator.restoring():
+        with self._books.narrator.restoring(), self._saves.lent_memory() as memory:
+            into = RestoreTarget(target, memory, only, strict, finite)
             found = restore_in_place(self._store, self, which, into, self._mirror.open_store())
         if found is not None:
             self._books.note_restored(found, time.perf_counter() - started)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 
 from asyncckpt.checkpointer.ticket import SaveTicket
 from asyncckpt.events import EventDispatcher
+from asyncckpt.format.layout import CACHED_CHUNK_BYTES
 from asyncckpt.logs import get_logger
 from asyncckpt.preemption.bandwidth import Bandwidth
 from asyncckpt.preemption.plan import FlushPlan, StagedSave, plan_flush
@@ -18,7 +19,6 @@ __all__ = ["Flush", "staged_saves"]
 _logger = get_logger("asyncckpt")
 _INTERVAL_S = 0.25
 _OBSERVE_S = 2.0  # less says more about the size of a chunk than about the storage
-_CHUNK_BYTES = 4 * 2**20
 
 
 def staged_saves(tickets: Iterable[SaveTicket]) -> list[StagedSave]:
@@ -119,7 +119,7 @@ class Flush:
         _, since, done_bytes = self._watched
         if now - since >= _OBSERVE_S and self._plan is not None:
             # Chunks are counted when they are taken up, so up to one more has been written.
-            bytes_s = (begun.done_bytes - done_bytes + _CHUNK_BYTES / 2) / (now - since)
+            bytes_s = (begun.done_bytes - done_bytes + CACHED_CHUNK_BYTES / 2) / (now - since)
             self._bandwidth = self._bandwidth.as_observed(bytes_s, compress=self._plan.compress)
         return self._bandwidth
 

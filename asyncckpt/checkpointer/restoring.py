@@ -27,7 +27,7 @@ from asyncckpt.policies.keep import Best, rank_best
 from asyncckpt.repository.catalog import ABSENT, UNREADABLE, Catalog, CommittedStep
 from asyncckpt.repository.quarantine import quarantine_step
 from asyncckpt.restore.reader import read_tensors
-from asyncckpt.restore.scratch import Scratch
+from asyncckpt.restore.scratch import Memory
 from asyncckpt.state.apply import plan_apply
 from asyncckpt.stores.contract import Store
 
@@ -36,9 +36,10 @@ __all__ = ["RestoreTarget", "restore_in_place"]
 
 @dataclass(frozen=True, slots=True)
 class RestoreTarget:
-    """What to restore into, and how; see `Checkpointer.restore`."""
+    """What to restore into, and how; see `Checkpointer.restore`. *memory* is what tensors are decoded into first."""
 
     state: Mapping[str, Any]
+    memory: Memory
     only: str | Sequence[str] | None = None
     strict: bool = True
     finite: bool = False
@@ -48,7 +49,7 @@ class RestoreTarget:
         if self.finite and committed.info.finite is False:
             raise NonFiniteError(f"step {committed.step} holds NaN or infinity", step=committed.step)
         plan = plan_apply(self.state, committed.header.tree, self.only, self.strict)
-        plan.execute(read_tensors(committed, plan.keys, memory=Scratch()))
+        plan.execute(read_tensors(committed, plan.keys, memory=self.memory))
         return replace(committed.info, mismatch=plan.mismatch)
 
 

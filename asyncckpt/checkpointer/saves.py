@@ -7,7 +7,7 @@ import itertools
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from asyncckpt.logs import get_logger
 from asyncckpt.memory import available_memory
 from asyncckpt.model import Health, Outcome
 from asyncckpt.options import Staging
+from asyncckpt.restore.scratch import Memory, Scratch
 from asyncckpt.staging.plan import SegmentPlan, StagingPlan
 from asyncckpt.staging.slots import Slot, SlotPool
 from asyncckpt.staging.stager import Copies, Stager
@@ -320,8 +321,19 @@ class SaveCoordinator:
         with self._save_lock, contextlib.suppress(CheckpointError):
             snapshot = self._capture(state)
             for slot in self._pool.slots:
-                if not slot.arenas:
-                    self._stager.prepare(slot, snapshot.plan, snapshot.capture.leaves, snapshot.capture.optimizers)
+                self._stager.prepare(slot, snapshot.plan, snapshot.capture.leaves, snapshot.capture.optimizers)
+
+    @contextlib.contextmanager
+    def lent_memory(self) -> Iterator[Memory]:
+        """Staging memory for a restore to decode into while nothing is staged there.
+
+        A run that restores is about to save: the pages it commits here need not be committed then.
+        """
+        slot = self._pool.take()
+        try:
+            yield Scratch(lambda num_bytes: self._stager.lend(slot, num_bytes))
+        finally:
+            self._pool.release(slot)
 
     def _run_hand_overs(self) -> None:
         try:

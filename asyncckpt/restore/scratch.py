@@ -1,9 +1,8 @@
 """Where decoded tensors go: memory reused from restore to restore, or fresh memory the tensors own.
 
-Restoring in place copies out of the memory at once, so one block serves every restore (and while
-nothing is being saved it can be the staging arena, which is already there and faulted in).
-``load`` gives its tensors away, so each large one gets a mapping of its own: dropping a tensor
-frees its memory, whatever becomes of the others.
+Restoring in place copies out of the memory at once, so it borrows the staging arena, which is there already or
+soon will be needed anyway. ``load`` gives its tensors away, so each large one gets a mapping of its own: dropping a
+tensor frees its memory, whatever becomes of the others.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import contextlib
 import itertools
 import mmap
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from asyncckpt.errors import StagingMemoryError
@@ -37,37 +36,23 @@ class Memory(Protocol):
 
 
 class Scratch:
-    """One block of memory, reused: `allocate` invalidates what it gave out before.
-
-    Not thread-safe; one restore at a time.
+    """Memory for tensors that are copied out of it at once.
 
     Args:
-        buffer: memory to use as long as it suffices (writable, C-contiguous), such as the staging
-            arena while nothing is staged in it. The caller keeps it alive.
+        borrow: gives so many bytes of memory that is there already (writable, C-contiguous), or None. The caller
+            of `allocate` is done with them before anybody else uses them.
     """
 
-    def __init__(self, buffer: memoryview | None = None) -> None:
-        self._buffer = memoryview(b"") if buffer is None else buffer.cast("B")
-
-    @property
-    def num_bytes(self) -> int:
-        """Size of the block at present."""
-        return len(self._buffer)
+    def __init__(self, borrow: Callable[[int], memoryview | None] = lambda num_bytes: None) -> None:
+        self._borrow = borrow
 
     def allocate(self, sizes: Sequence[int]) -> list[memoryview]:
         total = sum(map(_aligned, sizes))
-        if total > len(self._buffer):
-            self.release()  # first, so that old and new block need not fit in memory together
+        buffer = self._borrow(total) if total else None
+        if buffer is None:
             _check_available(total)
-            self._buffer = _map_memory(total)
-        return _carve(self._buffer, sizes)
-
-    def release(self) -> None:
-        """Let the memory go; it is freed with the last tensor over it."""
-        self._buffer = memoryview(b"")
-
-    def __repr__(self) -> str:
-        return f"<Scratch {self.num_bytes / 2**20:.1f} MiB>"
+            buffer = _map_memory(total)
+        return _carve(buffer, sizes)
 
 
 class FreshMemory:

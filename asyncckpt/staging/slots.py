@@ -81,6 +81,10 @@ class SlotPool:
             return None
         if when_busy == "supersede":
             supersede()
+        return self.take()
+
+    def take(self) -> Slot:
+        """Take a slot, once one is free."""
         with self._changed:
             self._changed.wait_for(lambda: self._free)
             return self._free.pop()

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from asyncckpt.errors import CheckpointError, GraphCaptureError, SnapshotMutatedError, StagingMemoryError
-from asyncckpt.memory import Arena
+from asyncckpt.memory import Arena, available_memory
 from asyncckpt.options import SnapshotMode, Staging
 from asyncckpt.processes import available_cpus
 from asyncckpt.staging.buffers import CudaItem, DeviceBuffers
@@ -25,6 +25,8 @@ from asyncckpt.staging.plan import SegmentPlan, StagingPlan, plan_staging, signa
 from asyncckpt.staging.slots import Slot
 
 __all__ = ["Copies", "Stager"]
+
+_SPARE_BYTES = 4 * 2**20
 
 
 class Copies(Protocol):
@@ -121,22 +123,44 @@ class Stager:
             return
         self.discard(slot)
         for _ in range(wanted):
+            self._add_arena(slot, plan.arena_bytes)
+
+    def _add_arena(self, slot: Slot, num_bytes: int) -> None:
+        try:
+            arena = Arena.create(num_bytes, shared=self._shared)
+        except OSError as error:
+            raise StagingMemoryError(
+                f"could not reserve {num_bytes} bytes of staging memory: {error}; lower "
+                "Staging.slots or set Staging.memory_limit",
+                errno=error.errno,
+            ) from error
+        self._attach(arena)
+        slot.arenas.append(arena)
+
+    def lend(self, slot: Slot, num_bytes: int) -> memoryview | None:
+        """So much of the memory of *slot*, or None if it has less and is not to get that much.
+
+        Args:
+            slot: held by the caller.
+            num_bytes: how much.
+        """
+        if not slot.arenas:
+            if self._limit_bytes is not None or num_bytes > (available_memory() or num_bytes):
+                return None
             try:
-                arena = Arena.create(plan.arena_bytes, shared=self._shared)
-            except OSError as error:
-                raise StagingMemoryError(
-                    f"could not reserve {plan.arena_bytes} bytes of staging memory: {error}; lower "
-                    "Staging.slots or set Staging.memory_limit",
-                    errno=error.errno,
-                ) from error
-            self._attach(arena)
-            slot.arenas.append(arena)
+                # With room for what a snapshot has and a restore does not read: tensors that lie in the header.
+                self._add_arena(slot, num_bytes + num_bytes // 64 + _SPARE_BYTES)
+            except StagingMemoryError:
+                return None
+        arena = slot.arenas[0]
+        return arena.buffer[:num_bytes] if arena.num_bytes >= num_bytes else None
 
     def prepare(
         self, slot: Slot, plan: StagingPlan, leaves: Sequence[Leaf], optimizers: Sequence[torch.optim.Optimizer]
     ) -> None:
         """Reserve for *plan* and commit (and pin) the pages in the background, ahead of the first save."""
-        self.reserve(slot, plan)
+        if not slot.arenas:  # else a save may be using them
+            self.reserve(slot, plan)
         index = next((leaf.tensor.device.index for leaf in leaves if leaf.tensor.is_cuda), None)
         if index is not None and self._mode != "blocking":
             self._guard.watch(optimizers)

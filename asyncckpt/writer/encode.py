@@ -186,6 +186,7 @@ class FileWriter:
             record = self._previous.link(self._step, file.key, file.raw_digest, file.metadata)
         if record is None:
             return False
+        self._urgency.before_chunk(file.task.num_bytes)  # a link is progress too, and a place to stop at
         result.records.append(record)
         result.raw_bytes += file.task.num_bytes
         result.linked_bytes += record.bytes

@@ -90,8 +90,9 @@ class PreviousStep:
         if not self._is_enabled:
             return False
         beginning = self._new_beginnings[key] = xxhash.xxh3_128_hexdigest(raw[:_BEGINNING_BYTES])
-        with self._lock:
-            source, beginnings = self._source, self._beginnings
+        # Without the lock, which may be held while the storage is asked: a pair that does not belong together only
+        # makes a worse guess, and `link` compares all that counts.
+        source, beginnings = self._source, self._beginnings
         if source is None or key not in source.files:
             return False
         return beginnings is None or beginnings.get(key) == beginning

@@ -313,3 +313,24 @@ def test_close_with_a_timeout_says_what_is_outstanding_and_may_be_repeated(tmp_p
     paused.resume()
     ckpt.close(timeout=60)
     assert [info.step for info in ac.open(tmp_path).checkpoints()] == [7]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_restore_decodes_in_the_memory_that_saves_then_use(tmp_path: Path, kind: Any) -> None:
+    writer = ac.Writer(kind=kind)
+    with ac.Checkpointer(tmp_path, {"w": torch.arange(10**6)}, writer=writer) as ckpt:
+        ckpt.save(1).result(60)
+    state = {"w": torch.zeros(10**6, dtype=torch.int64), "counter": torch.tensor(0)}
+    with ac.Checkpointer(tmp_path, state, writer=writer) as ckpt:
+        ckpt.restore(strict=False)
+        assert torch.equal(state["w"], torch.arange(10**6))
+        state["counter"] += 1
+        saved = [ckpt.save(step) for step in (2, 3)]
+        for step, saving in enumerate(saved, start=2):
+            saving.result(60)
+            loaded = ckpt.load(step)
+            assert torch.equal(loaded["w"], torch.arange(10**6))
+            assert loaded["counter"] == 1
+        state["w"].zero_()
+        ckpt.restore(3)
+        assert torch.equal(state["w"], torch.arange(10**6))

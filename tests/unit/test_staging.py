@@ -151,6 +151,33 @@ def test_refused_memory_is_a_typed_error(monkeypatch: pytest.MonkeyPatch) -> Non
     stager.close([])
 
 
+def test_memory_of_a_slot_is_lent_and_then_serves_snapshots() -> None:
+    stager, attached = new_stager()
+    (slot,) = SlotPool(1).slots
+    leaves = leaves_of(1000, 200)
+    lent = stager.lend(slot, 4 * 1200)
+    assert lent is not None
+    assert len(lent) == 4 * 1200
+    (arena,) = slot.arenas
+    stager.reserve(slot, stager.plan(leaves))
+    assert attached == [arena] == slot.arenas
+    again = stager.lend(slot, 100)
+    assert again is not None
+    assert again.obj is lent.obj
+    assert stager.lend(slot, arena.num_bytes + 1) is None  # a save would lose what it has committed
+    assert slot.arenas == [arena]
+    del lent, again
+    stager.close([slot])
+
+
+def test_memory_is_not_lent_beyond_a_limit_or_what_the_machine_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    limited, _ = new_stager(memory_limit=10**6)
+    assert limited.lend(SlotPool(1).slots[0], 100) is None
+    stager, _ = new_stager()
+    monkeypatch.setattr(stager_module, "available_memory", lambda: 1000)
+    assert stager.lend(SlotPool(1).slots[0], 1001) is None
+
+
 def test_prepare_commits_memory_without_touching_it() -> None:
     stager, attached = new_stager()
     pool = SlotPool(1)
