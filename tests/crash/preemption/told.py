@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
+import multiprocessing
 import os
 import signal
 import traceback
@@ -22,6 +24,7 @@ import asyncckpt as ac
 __all__ = ["NUM_WORKERS", "Fills", "Life", "Task", "ignore_sigterm", "iterate", "live", "train"]
 
 NUM_WORKERS = 4
+_PR_SET_PDEATHSIG = 1
 _JOURNALLED = ("save.started", "save.staged", "save.durable")
 
 
@@ -69,8 +72,17 @@ class Task(Protocol):
 
 def ignore_sigterm(worker: int) -> None:
     """A ``worker_init_fn``: a signal to the group would end the workers first, and the loop with an exception."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    ac.shield_worker(worker)
+    _end_with_parent()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+
+def _end_with_parent() -> None:
+    # Torch's own watch takes for the parent whoever has adopted a worker that was orphaned in its first moments.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    parent = multiprocessing.parent_process()
+    if parent is None or os.getppid() != parent.pid:
+        os._exit(0)
 
 
 def iterate(loader: DataLoader[Any], *, is_fork_shielded: bool = True) -> Iterator[Any]:
