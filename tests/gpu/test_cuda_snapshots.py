@@ -147,7 +147,8 @@ def test_training_on_a_side_stream(tmp_path: Path, mode: str) -> None:
 
 
 @every_mode
-def test_training_by_graph_replay(tmp_path: Path, mode: str) -> None:
+@pytest.mark.parametrize("waits", [True, False])
+def test_training_by_graph_replay(tmp_path: Path, mode: str, waits: bool) -> None:
     model, optimizer = make(capturable=True)
     data = torch.randn(16, 32, device="cuda")
     warm = torch.cuda.Stream()
@@ -168,7 +169,8 @@ def test_training_by_graph_replay(tmp_path: Path, mode: str) -> None:
             graph.replay()
             expected = copies(model=model, optimizer=optimizer)
             saving = ckpt.save(step)
-            saving.wait_staged(TIMEOUT_S)  # a replay calls no optimizer that could wait by itself
+            if waits:
+                saving.wait_staged(TIMEOUT_S)
             graph.replay()
             saving.result(TIMEOUT_S)
             assert_loaded(tmp_path, step, expected)
@@ -186,7 +188,11 @@ def test_training_by_graph_replay(tmp_path: Path, mode: str) -> None:
 def test_a_change_behind_the_optimizers_back_fails_the_save(tmp_path: Path) -> None:
     model = nn.Linear(2048, 2048, device="cuda")
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
     with ac.Checkpointer(tmp_path, {"model": model, "optimizer": optimizer}, staging=staging("overlap")) as ckpt:
+        ckpt.save(0).result(TIMEOUT_S)
+        optimizer.step()  # seen since the last save, it is trusted with its parameters
         torch.cuda._sleep(500_000_000)  # the copies cannot have begun
         saving = ckpt.save(1)
         with torch.no_grad():
@@ -195,7 +201,36 @@ def test_a_change_behind_the_optimizers_back_fails_the_save(tmp_path: Path) -> N
             saving.result(TIMEOUT_S)
         torch.cuda.synchronize()
         ckpt.save(2).result(TIMEOUT_S)
-    assert [info.step for info in ac.open(tmp_path).checkpoints()] == [2]
+    assert [info.step for info in ac.open(tmp_path).checkpoints()] == [0, 2]
+
+
+@every_mode
+def test_an_optimizer_not_seen_stepping_makes_training_wait_at_once(tmp_path: Path, mode: str) -> None:
+    model = nn.Linear(4096, 4096, device="cuda")
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    state = {"model": model, "optimizer": optimizer}
+    with ac.Checkpointer(tmp_path, state, staging=staging(mode)) as ckpt, torch.no_grad():
+        for step in range(5):
+            expected = copies(model=model)
+            saving = ckpt.save(step)
+            for parameter in model.parameters():
+                parameter.data.add_(1.0)  # neither hook nor version tells
+            saving.result(TIMEOUT_S)
+            assert_loaded(tmp_path, step, expected)
+
+
+def test_saving_while_a_graph_is_captured_is_refused(tmp_path: Path) -> None:
+    weight = torch.zeros(1000, device="cuda")
+    with ac.Checkpointer(tmp_path, {"weight": weight}) as ckpt:
+        ckpt.save(0).result(TIMEOUT_S)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            weight.add_(1.0)
+            with pytest.raises(ac.GraphCaptureError):
+                ckpt.save(1)
+        graph.replay()
+        ckpt.save(1).result(TIMEOUT_S)
+    assert torch.equal(ac.load(tmp_path, 1)["weight"], torch.ones(1000))
 
 
 @contextmanager
