@@ -258,6 +258,8 @@ class Loop:
     def free(self) -> None:
         """A buffer is replaced by another, of the same kind."""
         old = self.run.loose.pop(0)
+        # Training changed it on its current stream, and must tell the allocator so.
+        old.recorded.add(self.run.simulation.current[old.device.index])
         position = next(number for number, leaf in enumerate(self.run.leaves) if leaf.tensor is old)
         new = SimTensor(self.run.simulation, torch.zeros(old.nbytes, dtype=torch.uint8), old.device.index)
         self.run.leaves = list(self.run.leaves)
