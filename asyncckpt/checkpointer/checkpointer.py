@@ -19,7 +19,14 @@ import anyio
 from asyncckpt.checkpointer.backlog import backlog_of
 from asyncckpt.checkpointer.books import Books
 from asyncckpt.checkpointer.closing import Departure, Farewell, close_at_exit, countdown, quiet_if
-from asyncckpt.checkpointer.describing import checked_kind, checked_metrics, checked_step, versions
+from asyncckpt.checkpointer.describing import (
+    checked_kind,
+    checked_metrics,
+    checked_options,
+    checked_step,
+    checked_tags,
+    versions,
+)
 from asyncckpt.checkpointer.failures import UnseenFailures
 from asyncckpt.checkpointer.interruption import StepGuard
 from asyncckpt.checkpointer.mirror import MirrorView, resolve_mirror
@@ -103,6 +110,15 @@ class Checkpointer(Catalogue):
         metadata: Mapping[str, Any] | None = None,
         on_event: EventCallback | Sequence[EventCallback] | None = None,
     ) -> None:
+        checked_options(
+            state=(state, Mapping),
+            when=(when, When),
+            keep=(keep, Keep),
+            staging=(staging, Staging),
+            writer=(writer, Writer),
+            preemption=(preemption, Preemption),
+            metadata=(metadata, Mapping),
+        )
         resolve_codecs(compression, DATA_TYPES["float32"])
         self._state = state
         keep, staging, writer = keep or Keep(), staging or Staging(), writer or Writer()
@@ -182,8 +198,10 @@ class Checkpointer(Catalogue):
             CheckpointError: an *earlier* save failed and nobody looked at it (``Writer(on_error=)``);
                 this one was not begun, the next call begins one.
             ClosedError: the checkpointer was closed.
-            GraphCaptureError: a CUDA graph is being captured on the current stream.
-            InvalidOptionError: *step* is negative, a metric is no number, *kind* is none, or no state was given.
+from asyncckpt.checkpointer.closing import Departure, Farewell, close_at_exit, countdown, quiet_if
+            InvalidOptionError: *step* is negative, a metric is no number, a tag is no text or ``"latest"`` or
+                ``"best"``, *kind* is none, or no state was given.
+            BusyError: called from a callback, and every staging slot is taken.
             StepExistsError: *step* is committed already, or being saved.
             UnsupportedStateError: the state holds something that cannot be stored.
         """
@@ -212,7 +230,7 @@ class Checkpointer(Catalogue):
             created=datetime.now(UTC),
             path=self._store.location(step_name(step)),
             metrics=self._books.decider.validation_of(step) | checked_metrics(metrics or {}),
-            tags=tuple(tags),
+            tags=checked_tags(tags),
             versions=versions(),
             metadata=self._metadata,
             started=started,

@@ -6,12 +6,15 @@ import contextlib
 import functools
 import importlib.metadata
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from asyncckpt.errors import InvalidOptionError
 from asyncckpt.model import KINDS
 
-__all__ = ["checked_kind", "checked_metrics", "checked_step", "versions"]
+__all__ = ["checked_kind", "checked_metrics", "checked_options", "checked_step", "checked_tags", "versions"]
+
+_RESERVED_TAGS = ("latest", "best")
 
 
 def checked_step(step: int) -> int:
@@ -44,8 +47,33 @@ def checked_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
     """
     try:
         return {str(name): float(value) for name, value in metrics.items()}
-    except (TypeError, ValueError, OverflowError) as error:
-        raise InvalidOptionError(f"metrics are numbers by name, not {dict(metrics)!r}: {error}") from error
+    except (AttributeError, TypeError, ValueError, OverflowError, RuntimeError) as error:  # the last one is torch's
+        raise InvalidOptionError(f"metrics are numbers by name, not {metrics!r}: {error}") from error
+
+
+def checked_tags(tags: Sequence[str]) -> tuple[str, ...]:
+    """*tags*, each once.
+
+    Raises:
+        InvalidOptionError: they are one text, or one of them is empty, no text, or a name that finds others.
+    """
+    if isinstance(tags, str) or not isinstance(tags, Sequence):
+        raise InvalidOptionError(f"tags are a list of texts, not {tags!r}")
+    for tag in tags:
+        if not isinstance(tag, str) or not tag or tag in _RESERVED_TAGS:
+            raise InvalidOptionError(f"a tag is a text other than {', '.join(map(repr, _RESERVED_TAGS))}, not {tag!r}")
+    return tuple(dict.fromkeys(tags))
+
+
+def checked_options(**options: tuple[Any, type]) -> None:
+    """Look at the types of option groups, given as ``name=(value, type)``, before anything is started with them.
+
+    Raises:
+        InvalidOptionError: one is neither None nor of its type.
+    """
+    for name, (value, wanted) in options.items():
+        if value is not None and not isinstance(value, wanted):
+            raise InvalidOptionError(f"{name}= takes a {wanted.__name__}, not {value!r}")
 
 
 @functools.cache

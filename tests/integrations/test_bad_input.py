@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -274,3 +275,75 @@ def test_a_metric_that_is_no_number(saved: Path, value: Any) -> None:
         ckpt.save(7, metrics={"loss": torch.tensor(0.5)}).result(timeout=60)  # type: ignore[dict-item]
         assert ckpt.latest is not None
         assert ckpt.latest.metrics == {"loss": 0.5}
+
+
+@pytest.mark.parametrize("tags", ["best-so-far", ["a", 3], [""], ["latest"], ["best"], 3, [None]])
+def test_wrong_tags_are_refused_and_the_next_save_is_written(tmp_path: Path, tags: Any) -> None:
+    # One that is no text used to end the writer, and each one started in its place, for good.
+    with ac.Checkpointer(tmp_path / "run", {"w": torch.ones(1)}) as ckpt:
+        with pytest.raises(ac.InvalidOptionError, match="tag"):
+            ckpt.save(1, tags=tags)
+        assert ckpt.save(1, tags=["a", "b", "a"]).result(timeout=60).tags == ("a", "b")
+        assert ckpt.health().writer_restarts == 0
+
+
+@pytest.mark.parametrize("metrics", [[1.0], 1.0, {"x": torch.ones(2)}, {"x": torch.ones(1, device="meta")}, {"x": "y"}])
+def test_wrong_metrics_are_refused(tmp_path: Path, metrics: Any) -> None:
+    with ac.Checkpointer(tmp_path / "run", {"w": torch.ones(1)}) as ckpt:
+        with pytest.raises(ac.InvalidOptionError, match="metrics"):
+            ckpt.save(1, metrics=metrics)
+        ckpt.save(1, metrics={"x": torch.tensor(0.5)}).result(timeout=60)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"when": 500},
+        {"when": ac.Every},
+        {"keep": 3},
+        {"staging": {"slots": 2}},
+        {"writer": "thread"},
+        {"preemption": 15.0},
+        {"preemption": True},
+        {"metadata": 3},
+        {"state": nn.Linear(1, 1)},
+    ],
+    ids=repr,
+)
+def test_an_option_of_the_wrong_type_is_refused_at_once_and_leaves_the_root_free(
+    tmp_path: Path, option: dict[str, Any]
+) -> None:
+    (name,) = option
+    with pytest.raises(ac.InvalidOptionError, match=f"{name}= takes a"):
+        ac.Checkpointer(tmp_path / "run", **{"state": {"w": torch.ones(1)}, **option})
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.timeout(60)
+def test_what_would_wait_for_itself_in_a_callback_is_refused(tmp_path: Path) -> None:
+    told: dict[str, BaseException] = {}
+    begun = threading.Event()
+
+    def on_event(event: ac.Event) -> None:
+        if event.name != "save.durable" or event.step != 1:
+            return
+        begun.wait()  # the only slot is the one of step 2 by now, and step 3 waits for it
+        for name, call in {
+            "result": lambda: second.result(),
+            "staged": lambda: second.wait_staged(),
+            "wait": ckpt.wait,
+            "close": ckpt.close,
+            "save": lambda: ckpt.save(9),
+        }.items():
+            try:
+                call()
+            except ac.BusyError as error:
+                told[name] = error
+
+    with ac.Checkpointer(tmp_path / "run", {"w": torch.ones(1)}, on_event=on_event) as ckpt:
+        ckpt.save(1)
+        second = ckpt.save(2)
+        begun.set()
+        ckpt.save(3)
+    assert {"result", "wait", "close", "save"} <= told.keys()
+    assert [info.step for info in ac.open(tmp_path / "run").checkpoints()] == [1, 2, 3]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import threading
 
 import pytest
 
@@ -58,6 +59,22 @@ def test_keyboard_interrupt_goes_through() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         EventDispatcher(interrupt).emit("x")
+
+
+def test_keyboard_interrupt_of_a_callback_does_not_end_the_thread_that_serves_the_writer() -> None:
+    ended: list[bool] = []
+
+    def interrupt(event: Event) -> None:
+        raise KeyboardInterrupt
+
+    def serve() -> None:
+        EventDispatcher(interrupt).emit("x")
+        ended.append(True)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    thread.join()
+    assert ended == [True]
 
 
 def test_without_callbacks_nothing_happens() -> None:
