@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -199,10 +200,11 @@ class EventDispatcher:
         for callback in self._callbacks:
             try:
                 callback(event)
-            except KeyboardInterrupt:
-                raise
-            except BaseException:
-                # SystemExit or a CancelledError must not end the thread that serves the writer.
+            except BaseException as error:
+                # Python interrupts the main thread only. Elsewhere neither that nor SystemExit nor a CancelledError
+                # may end the thread: it serves the writer.
+                if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+                    raise
                 _logger.exception("an on_event callback failed on %r", event)
 
     def __repr__(self) -> str:

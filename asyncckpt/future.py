@@ -21,17 +21,29 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, Literal, NoReturn
 
-from asyncckpt.errors import SaveCancelledError, SaveSkippedError, SaveSupersededError
+from asyncckpt.errors import BusyError, SaveCancelledError, SaveSkippedError, SaveSupersededError
 from asyncckpt.logs import get_logger
 from asyncckpt.model import CheckpointInfo, Outcome, SaveStats
 
-__all__ = ["SaveFuture", "SavePromise", "loop_bridge"]
+__all__ = ["SaveFuture", "SavePromise", "loop_bridge", "serve_futures", "serves_futures"]
 
 _logger = get_logger("asyncckpt")
 _NO_STATS = SaveStats()
 
+_this_thread = threading.local()
+
 DoneCallback = Callable[["SaveFuture"], object]
 _Wake = Callable[[], None]
+
+
+def serve_futures() -> None:
+    """The running thread settles futures from now on: callbacks in it must not wait for any."""
+    _this_thread.serves = True
+
+
+def serves_futures() -> bool:
+    """Whether the running thread is one that settles futures."""
+    return getattr(_this_thread, "serves", False)
 
 
 class SaveFuture:
@@ -132,10 +144,13 @@ class SaveFuture:
 
         Raises:
             TimeoutError: the snapshot was not complete in time; the save goes on.
+            BusyError: called from a callback, where waiting would be for ever.
             CheckpointError: the save ended before it was staged, so there is no snapshot; what is
                 raised is what `result` raises.
         """
         with self._changed:
+            if not (self._staged or self.done()):
+                self._require_can_wait()
             if not self._changed.wait_for(lambda: self._staged or self.done(), timeout):
                 raise TimeoutError(f"step {self.step} was not staged within {timeout} s")
         if not self._staged:
@@ -149,6 +164,7 @@ class SaveFuture:
 
         Raises:
             TimeoutError: the save had not settled in time; it goes on.
+            BusyError: called from a callback, where waiting would be for ever.
             SaveSkippedError, SaveSupersededError, SaveCancelledError: the save was given up.
             Exception: whatever made the save fail, with its type.
         """
@@ -196,8 +212,17 @@ class SaveFuture:
 
     def _wait_done(self, timeout: float | None) -> None:
         with self._changed:
+            if not self.done():
+                self._require_can_wait()
             if not self._changed.wait_for(self.done, timeout):
                 raise TimeoutError(f"step {self.step} was not durable within {timeout} s: {self!r}")
+
+    def _require_can_wait(self) -> None:
+        if serves_futures():
+            raise BusyError(
+                f"a callback cannot wait for step {self.step}: the thread that called it is the one that would end the "
+                "wait; add_done_callback() does not wait"
+            )
 
     def _raise_error(self) -> NoReturn:
         error = self._error

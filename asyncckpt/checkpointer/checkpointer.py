@@ -36,12 +36,12 @@ from asyncckpt.checkpointer.restoring import RestoreTarget, restore_in_place
 from asyncckpt.checkpointer.saves import SaveCoordinator
 from asyncckpt.checkpointer.starting import release_on_error, runs_as_process, start_writer
 from asyncckpt.checkpointer.ticket import SaveFacts
-from asyncckpt.errors import ClosedError, InvalidOptionError
+from asyncckpt.errors import BusyError, ClosedError, InvalidOptionError
 from asyncckpt.events import EventCallback, EventDispatcher, event_callbacks
 from asyncckpt.format.codecs import resolve_codecs
 from asyncckpt.format.dtypes import DATA_TYPES
 from asyncckpt.format.paths import step_name
-from asyncckpt.future import SaveFuture, SavePromise
+from asyncckpt.future import SaveFuture, SavePromise, serves_futures
 from asyncckpt.logs import get_logger
 from asyncckpt.model import CheckpointInfo, Health, Outcome, Statistics
 from asyncckpt.options import Compression, Preemption, Staging, Writer
@@ -181,29 +181,29 @@ class Checkpointer(Catalogue):
     ) -> SaveFuture:
         """Snapshot the state now and write it in the background.
 
-        Args:
-            step: training step, not negative and not yet saved in this root.
-            state: what to save instead of the checkpointer's own state.
-            metrics: numbers recorded with the checkpoint; ``Keep.best`` ranks by one of them.
-            tags: names under which the checkpoint is found and never pruned.
-            kind: why it is saved, as ``ls`` shows it and ``Keep.kinds`` goes by: ``"regular"``; ``"manual"``,
-                which is kept until it is deleted; ``"final"``, the result of a run, likewise;
-                ``"validation"``, ``"best"`` or ``"emergency"``.
+                Args:
+                    step: training step, not negative and not yet saved in this root.
+                    state: what to save instead of the checkpointer's own state.
+                    metrics: numbers recorded with the checkpoint; ``Keep.best`` ranks by one of them.
+                    tags: names under which the checkpoint is found and never pruned.
+                    kind: why it is saved, as ``ls`` shows it and ``Keep.kinds`` goes by: ``"regular"``; ``"manual"``,
+                        which is kept until it is deleted; ``"final"``, the result of a run, likewise;
+                        ``"validation"``, ``"best"`` or ``"emergency"``.
 
-        Returns:
-            A future that resolves when the checkpoint would survive a power cut. Storage and writer
-            failures are on the future.
+                Returns:
+                    A future that resolves when the checkpoint would survive a power cut. Storage and writer
+                    failures are on the future.
 
-        Raises:
-            CheckpointError: an *earlier* save failed and nobody looked at it (``Writer(on_error=)``);
-                this one was not begun, the next call begins one.
-            ClosedError: the checkpointer was closed.
-from asyncckpt.checkpointer.closing import Departure, Farewell, close_at_exit, countdown, quiet_if
-            InvalidOptionError: *step* is negative, a metric is no number, a tag is no text or ``"latest"`` or
-                ``"best"``, *kind* is none, or no state was given.
-            BusyError: called from a callback, and every staging slot is taken.
-            StepExistsError: *step* is committed already, or being saved.
-            UnsupportedStateError: the state holds something that cannot be stored.
+                Raises:
+                    CheckpointError: an *earlier* save failed and nobody looked at it (``Writer(on_error=)``);
+                        this one was not begun, the next call begins one.
+                    ClosedError: the checkpointer was closed.
+        from asyncckpt.checkpointer.closing import Departure, Farewell, close_at_exit, countdown, quiet_if
+                    InvalidOptionError: *step* is negative, a metric is no number, a tag is no text or ``"latest"`` or
+                        ``"best"``, *kind* is none, or no state was given.
+                    BusyError: called from a callback, and every staging slot is taken.
+                    StepExistsError: *step* is committed already, or being saved.
+                    UnsupportedStateError: the state holds something that cannot be stored.
         """
         self._require_open()
         self._failures.report()
@@ -457,6 +457,7 @@ from asyncckpt.checkpointer.closing import Departure, Farewell, close_at_exit, c
                 itself, and `close` may be called again.
             KeyboardInterrupt: Ctrl-C. One that comes while this waits is raised when everything is durable; a second
                 one leaves at once, and the writer process finishes by itself.
+            BusyError: called from a callback in a thread that this would wait for; nothing is closed.
             CheckpointError: a save failed and nobody looked at it; everything is closed all the same.
         """
         if self._begin_close():
@@ -501,6 +502,8 @@ from asyncckpt.checkpointer.closing import Departure, Farewell, close_at_exit, c
         """Take no more saves; whether there is anything to close."""
         if self._is_closed or os.getpid() != self._owner_pid:
             return False
+        if serves_futures():
+            raise BusyError("a callback cannot close the checkpointer: its thread is one that closing waits for")
         self._is_closing = True
         return True
 

@@ -14,10 +14,10 @@ from typing import Any
 import msgspec
 
 from asyncckpt.checkpointer.ticket import SaveFacts, SaveTicket
-from asyncckpt.errors import CheckpointError, UsageError, WriterError
+from asyncckpt.errors import BusyError, CheckpointError, UsageError, WriterError
 from asyncckpt.format.header import FORMAT
 from asyncckpt.format.tree import encode_value
-from asyncckpt.future import SaveFuture, SavePromise
+from asyncckpt.future import SaveFuture, SavePromise, serve_futures, serves_futures
 from asyncckpt.logs import get_logger
 from asyncckpt.memory import available_memory
 from asyncckpt.model import Health, Outcome
@@ -97,16 +97,29 @@ class SaveCoordinator:
 
         Raises:
             UsageError: the state or an option cannot be honoured. Any other failure is on the future.
+            BusyError: called from a callback while every slot is taken.
         """
         self._stager.require_no_capture()
-        with self._save_lock:
-            slot = self._pool.acquire(self._options.when_busy, self._supersede_newest)
+        with self._one_save():
+            slot = self._pool.acquire("skip" if serves_futures() else self._options.when_busy, self._supersede_newest)
+            if slot is None and serves_futures() and self._options.when_busy != "skip":
+                raise _busy_in_callback(facts.step)
             if slot is None:
                 self._finish(promise, "skipped")
                 promise.set_outcome("skipped", f"step {facts.step} was skipped: every staging slot is being written")
             else:
                 self._begin(facts, state, promise, slot)
         promise.update_stats(blocked_s=time.perf_counter() - facts.started)
+
+    @contextlib.contextmanager
+    def _one_save(self) -> Iterator[None]:
+        # Whoever has the lock may be waiting for a slot, which the thread of a callback would have to free.
+        if not self._save_lock.acquire(blocking=not serves_futures()):
+            raise BusyError("a callback cannot save while another thread is in save()")
+        try:
+            yield
+        finally:
+            self._save_lock.release()
 
     def _begin(self, facts: SaveFacts, state: Mapping[str, Any], promise: SavePromise, slot: Slot) -> None:
         try:
@@ -336,6 +349,7 @@ class SaveCoordinator:
             self._pool.release(slot)
 
     def _run_hand_overs(self) -> None:
+        serve_futures()
         try:
             while (hand_over := self._hand_overs.get()) is not None:
                 hand_over()
@@ -350,6 +364,10 @@ class SaveCoordinator:
             return False
         self._stager.close(self._pool.slots)
         return True
+
+
+def _busy_in_callback(step: int) -> BusyError:
+    return BusyError(f"step {step} is not saved: a callback cannot wait for a staging slot; Staging(slots=) adds some")
 
 
 def _encode(values: Mapping[str, Any]) -> msgspec.Raw:

@@ -29,6 +29,7 @@ from asyncckpt.errors import (
     WriterError,
     error_from_fields,
 )
+from asyncckpt.future import serve_futures
 from asyncckpt.logs import get_logger
 from asyncckpt.memory import Arena
 from asyncckpt.writer.link import Link
@@ -253,6 +254,7 @@ class WriterClient:
     # -- reader thread -------------------------------------------------------------------------
 
     def _read(self) -> None:
+        serve_futures()
         try:
             while True:
                 self._read_from_one()
