@@ -17,6 +17,7 @@ import atexit
 import contextlib
 import multiprocessing
 import multiprocessing.util  # registers its exit function now, so that ours runs before it
+import os
 import re
 import signal
 import threading
@@ -40,13 +41,30 @@ def shield_worker(worker_id: int) -> None:
     It then ignores SIGTERM, SIGINT, SIGHUP, SIGUSR1 and SIGUSR2, except those for which Python code has installed a
     handler. It still ends with its trainer, as torch's workers do: when it is told to, or when the trainer is gone.
 
+    A worker is safe from here on. `shield_workers` also covers the moment between its start and this call.
+
     Args:
         worker_id: given by the DataLoader.
     """
-    for name in _IGNORED:
-        number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+    for number in _ignored():
+        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
             signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ignored())  # `_start_shielded` blocked them
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent,), name="asyncckpt-trainer-watch", daemon=True).start()
+
+
+def _ignored() -> set[int]:
+    return {getattr(signal, name) for name in _IGNORED if hasattr(signal, name)}
+
+
+def _end_with(parent: Any) -> None:
+    # Torch watches for another parent than the one there was when it began to watch. A worker orphaned before that
+    # would take whoever adopted it for the trainer, and ignoring SIGTERM it would never end.
+    parent.join()
+    os._exit(1)
 
 
 def _ignores_sigterm(pid: int) -> bool:
@@ -101,7 +119,27 @@ def shield_workers(loader: _Loader) -> _Loader:
     init = loader.worker_init_fn
     if init is not shield_worker and not isinstance(init, _Shielded):
         loader.worker_init_fn = shield_worker if init is None else _Shielded(init)
+        _start_shielded(loader)
     return loader
+
+
+def _start_shielded(loader: Any) -> None:
+    """Start the workers with the signals blocked, so that one that comes before `shield_worker` waits for it.
+
+    Blocked in this thread only, from which they inherit it: the process still hears the signals.
+    """
+    start = getattr(loader, "_get_iterator", None)  # what DataLoader.__iter__ calls to start them
+    if start is None or not hasattr(signal, "pthread_sigmask"):
+        return
+
+    def start_blocked() -> Any:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _ignored())
+        try:
+            return start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    loader._get_iterator = start_blocked
 
 
 def is_worker_death(error: BaseException | None) -> bool:

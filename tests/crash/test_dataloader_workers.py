@@ -11,10 +11,11 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 import asyncckpt as ac
 from asyncckpt.preemption.workers import is_worker_death
@@ -266,3 +267,32 @@ def test_running_workers_cannot_be_shielded() -> None:
     with pytest.raises(ac.InvalidOptionError, match="running"):
         ac.shield_workers(loader)
     batches._shutdown_workers()  # type: ignore[attr-defined]
+
+
+class _Recording(DataLoader[int]):
+    """Notes which signals are blocked while it starts its workers, and has them tell what they do about SIGTERM."""
+
+    blocked: set[signal.Signals]
+
+    def _get_iterator(self) -> Any:
+        self.blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+        return super()._get_iterator()
+
+
+class _WhatOfSigterm(Dataset[tuple[bool, bool]]):
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> tuple[bool, bool]:
+        return signal.getsignal(signal.SIGTERM) == signal.SIG_IGN, signal.SIGTERM in signal.pthread_sigmask(0, [])
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_a_signal_before_a_worker_is_initialised_waits_for_it(context: str) -> None:
+    loader = ac.shield_workers(
+        _Recording(_WhatOfSigterm(), batch_size=None, num_workers=1, multiprocessing_context=context)
+    )
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    assert [tuple(told) for told in loader] == [(True, False)]
+    assert signal.SIGTERM in loader.blocked
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
