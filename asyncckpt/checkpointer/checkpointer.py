@@ -497,6 +497,10 @@ class Checkpointer(Catalogue):
     def _require_open(self) -> None:
         if self._is_closing:
             raise ClosedError("the checkpointer is closed")
+        if (
+            os.getpid() != self._owner_pid
+        ):  # the staging memory is not mapped here: a save would be a segmentation fault
+            raise ClosedError(f"the checkpointer belongs to process {self._owner_pid}, of which this is a forked child")
 
     def _begin_close(self) -> bool:
         """Take no more saves; whether there is anything to close."""

@@ -347,3 +347,22 @@ def test_what_would_wait_for_itself_in_a_callback_is_refused(tmp_path: Path) -> 
         ckpt.save(3)
     assert {"result", "wait", "close", "save"} <= told.keys()
     assert [info.step for info in ac.open(tmp_path / "run").checkpoints()] == [1, 2, 3]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of fork beside threads, from Python 3.12 on
+@pytest.mark.timeout(60)
+def test_a_forked_child_is_refused_and_the_parent_saves_on(tmp_path: Path) -> None:
+    with ac.Checkpointer(tmp_path / "run", {"w": torch.arange(1000)}) as ckpt:
+        ckpt.save(1).result(timeout=60)
+        child = os.fork()
+        if child == 0:
+            try:
+                ckpt.save(2)
+            except ac.ClosedError:
+                os._exit(7)
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+        ckpt.save(3).result(timeout=60)
+    assert [info.step for info in ac.open(tmp_path / "run").checkpoints()] == [1, 3]
