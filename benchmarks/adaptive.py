@@ -34,8 +34,8 @@ class Saved:
         began_s: from the start of the run.
         interval_s: what the policy had decided on.
         estimate_s: what the policy took a save to cost, before this one.
-        lost_s: wall time from `step()` until `_TAIL_STEPS` steps after the save was durable, less the number of steps
-            times the median step before the save.
+        lost_s: wall time from `step()` until `_TAIL_STEPS` steps after the save was durable, or until the next save
+            began, less the number of steps times the median step before the save.
         blocked_s: how long `step()` kept the loop.
         durable_s: from `step()` until the acknowledgement.
     """
@@ -78,30 +78,38 @@ class Training:
         alone_s: list[float] = []
         while time.perf_counter() - started < seconds:
             alone_s.append(self.step())
-            report = checkpointer.statistics().policy
-            assert report is not None
-            called = time.perf_counter()
-            saving = checkpointer.step(self.step_number)
-            if saving is not None:
-                saved = Saved(called - started, report.interval_s, report.cost_s)
-                self._follow(checkpointer, saving, saved, called, statistics.median(alone_s))
-                self.saves.append(saved)
+            begun = self._step(checkpointer, started)
+            while begun is not None:
+                begun = self._follow(checkpointer, *begun, started, statistics.median(alone_s))
                 alone_s = alone_s[-_TAIL_STEPS:]  # if the next save comes before there are others
         return time.perf_counter() - started
 
+    def _step(self, checkpointer: ac.Checkpointer, started: float) -> tuple[ac.SaveFuture, Saved] | None:
+        report = checkpointer.statistics().policy
+        assert report is not None
+        called = time.perf_counter()
+        saving = checkpointer.step(self.step_number)
+        return None if saving is None else (saving, Saved(called - started, report.interval_s, report.cost_s))
+
     def _follow(
-        self, checkpointer: ac.Checkpointer, saving: ac.SaveFuture, saved: Saved, called: float, step_s: float
-    ) -> None:
+        self, checkpointer: ac.Checkpointer, saving: ac.SaveFuture, saved: Saved, started: float, step_s: float
+    ) -> tuple[ac.SaveFuture, Saved] | None:
+        """Train until well after *saving* is durable, or until the next save begins: that one."""
+        self.saves.append(saved)
         before = self.step_number
+        begun = None
         remaining = _TAIL_STEPS
-        while remaining > 0:
+        while remaining > 0 and begun is None:
             self.step()
-            if checkpointer.step(self.step_number) is not None:
-                raise AssertionError("a save began beside another, or right after it")
+            ended = time.perf_counter() - started
+            begun = self._step(checkpointer, started)
+            if begun is not None and not saving.done():
+                raise AssertionError("a save began beside another")
             remaining -= saving.done()
-        saved.lost_s = time.perf_counter() - called - (self.step_number - before) * step_s
+        saved.lost_s = ended - saved.began_s - (self.step_number - before) * step_s
         saving.result()
         saved.blocked_s, saved.durable_s = saving.stats.blocked_s, saving.stats.durable_s
+        return begun
 
 
 def measure(arguments: argparse.Namespace, directory: Path) -> dict[str, Any]:
