@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import atexit
 import os
-import threading
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from datetime import UTC, datetime
 from os import PathLike
 from types import TracebackType
@@ -16,9 +14,8 @@ from typing import Any, Self
 
 import anyio
 
-from asyncckpt.checkpointer.backlog import backlog_of
 from asyncckpt.checkpointer.books import Books
-from asyncckpt.checkpointer.closing import Departure, Farewell, close_at_exit, countdown, quiet_if
+from asyncckpt.checkpointer.closing import close_at_exit, countdown, quiet_if
 from asyncckpt.checkpointer.describing import (
     checked_kind,
     checked_metrics,
@@ -27,8 +24,10 @@ from asyncckpt.checkpointer.describing import (
     checked_tags,
     versions,
 )
+from asyncckpt.checkpointer.ending import Ending
 from asyncckpt.checkpointer.failures import UnseenFailures
 from asyncckpt.checkpointer.interruption import StepGuard
+from asyncckpt.checkpointer.last_save import LastSave
 from asyncckpt.checkpointer.mirror import MirrorView, resolve_mirror
 from asyncckpt.checkpointer.preempting import DEFAULT_PREEMPTION, Preempting
 from asyncckpt.checkpointer.reading import Catalogue, Which
@@ -36,19 +35,17 @@ from asyncckpt.checkpointer.restoring import RestoreTarget, restore_in_place
 from asyncckpt.checkpointer.saves import SaveCoordinator
 from asyncckpt.checkpointer.starting import release_on_error, runs_as_process, start_writer
 from asyncckpt.checkpointer.ticket import SaveFacts
-from asyncckpt.errors import BusyError, ClosedError, InvalidOptionError
+from asyncckpt.errors import InvalidOptionError
 from asyncckpt.events import EventCallback, EventDispatcher, event_callbacks
 from asyncckpt.format.codecs import resolve_codecs
 from asyncckpt.format.dtypes import DATA_TYPES
 from asyncckpt.format.paths import step_name
-from asyncckpt.future import SaveFuture, SavePromise, serves_futures
-from asyncckpt.logs import get_logger
+from asyncckpt.future import SaveFuture, SavePromise
 from asyncckpt.model import CheckpointInfo, Health, Outcome, Statistics
 from asyncckpt.options import Compression, Preemption, Staging, Writer
 from asyncckpt.policies.keep import Keep
 from asyncckpt.policies.mirror import Mirror
 from asyncckpt.policies.when import When
-from asyncckpt.preemption.workers import is_worker_death
 from asyncckpt.repository.catalog import Catalog
 from asyncckpt.repository.lock import RunLock
 from asyncckpt.repository.root import clean_partials, prepare_root
@@ -56,8 +53,6 @@ from asyncckpt.stores.local import local_path
 from asyncckpt.telemetry.log_lines import log_event
 
 __all__ = ["Checkpointer"]
-
-_logger = get_logger("asyncckpt")
 
 
 class Checkpointer(Catalogue):
@@ -82,11 +77,6 @@ class Checkpointer(Catalogue):
         preemption: what tells the training to stop; None watches no signals.
         metadata: plain values recorded in every checkpoint.
         on_event: called with each `Event`: one function or several; see ``docs/telemetry.md``.
-
-    Attributes:
-        close_timeout_s: how long leaving the block, the end of the interpreter, and `close` without a timeout wait
-            for what is not durable; None, the default, waits for ever and says every 10 s what for. May be
-            set at any time. See ``docs/shutdown.md``.
 
     Raises:
         InvalidOptionError: an option is out of range.
@@ -125,10 +115,6 @@ class Checkpointer(Catalogue):
         self._metadata = dict(metadata or {})
         self._events = EventDispatcher(log_event, *event_callbacks(on_event))
         self._run = uuid.uuid4().hex
-        self._owner_pid = os.getpid()
-        self._is_closing = False  # takes no more saves
-        self._is_closed = False
-        self.close_timeout_s: float | None = None
         self._failures = UnseenFailures(writer.on_error)
         self._mirror = MirrorView(resolve_mirror(mirror, local_path(root)), self._events)
         self._books = Books(when, self._saved_metrics, self._failures, self._mirror, self._events)
@@ -158,8 +144,17 @@ class Checkpointer(Catalogue):
             )
         self._preempting = Preempting(preemption, self._saves, self._events)
         self._guard = StepGuard()
-        self._farewell = Farewell(self._saves.close, lambda: self._saves.futures, outlives=as_process)
-        self._at_exit = close_at_exit(self)
+        self._last_save = LastSave(
+            None if state is None else self._save_last,
+            self._saves.make_room,
+            self._books.steps,
+            self._preempting,
+            self._guard,
+        )
+        self._ending = Ending(
+            self._saves, self._preempting, self._guard, self._lock, self._failures, self._events, outlives=as_process
+        )
+        self._ending.at_exit = close_at_exit(self)
         self._events.emit(
             "checkpointer.opened",
             root=self._store.location(""),
@@ -181,31 +176,30 @@ class Checkpointer(Catalogue):
     ) -> SaveFuture:
         """Snapshot the state now and write it in the background.
 
-                Args:
-                    step: training step, not negative and not yet saved in this root.
-                    state: what to save instead of the checkpointer's own state.
-                    metrics: numbers recorded with the checkpoint; ``Keep.best`` ranks by one of them.
-                    tags: names under which the checkpoint is found and never pruned.
-                    kind: why it is saved, as ``ls`` shows it and ``Keep.kinds`` goes by: ``"regular"``; ``"manual"``,
-                        which is kept until it is deleted; ``"final"``, the result of a run, likewise;
-                        ``"validation"``, ``"best"`` or ``"emergency"``.
+        Args:
+            step: training step, not negative and not yet saved in this root.
+            state: what to save instead of the checkpointer's own state.
+            metrics: numbers recorded with the checkpoint; ``Keep.best`` ranks by one of them.
+            tags: names under which the checkpoint is found and never pruned.
+            kind: why it is saved, as ``ls`` shows it and ``Keep.kinds`` goes by: ``"regular"``; ``"manual"``,
+                which is kept until it is deleted; ``"final"``, the result of a run, likewise;
+                ``"validation"``, ``"best"`` or ``"emergency"``.
 
-                Returns:
-                    A future that resolves when the checkpoint would survive a power cut. Storage and writer
-                    failures are on the future.
+        Returns:
+            A future that resolves when the checkpoint would survive a power cut. Storage and writer
+            failures are on the future.
 
-                Raises:
-                    CheckpointError: an *earlier* save failed and nobody looked at it (``Writer(on_error=)``);
-                        this one was not begun, the next call begins one.
-                    ClosedError: the checkpointer was closed.
-        from asyncckpt.checkpointer.closing import Departure, Farewell, close_at_exit, countdown, quiet_if
-                    InvalidOptionError: *step* is negative, a metric is no number, a tag is no text or ``"latest"`` or
-                        ``"best"``, *kind* is none, or no state was given.
-                    BusyError: called from a callback, and every staging slot is taken.
-                    StepExistsError: *step* is committed already, or being saved.
-                    UnsupportedStateError: the state holds something that cannot be stored.
+        Raises:
+            CheckpointError: an *earlier* save failed and nobody looked at it (``Writer(on_error=)``);
+                this one was not begun, the next call begins one.
+            ClosedError: the checkpointer was closed.
+            InvalidOptionError: *step* is negative, a metric is no number, a tag is no text or ``"latest"`` or
+                ``"best"``, *kind* is none, or no state was given.
+            BusyError: called from a callback, and every staging slot is taken.
+            StepExistsError: *step* is committed already, or being saved.
+            UnsupportedStateError: the state holds something that cannot be stored.
         """
-        self._require_open()
+        self._ending.require_open()
         self._failures.report()
         return self._save(step, state, metrics, tags, kind)
 
@@ -252,12 +246,12 @@ class Checkpointer(Catalogue):
             CheckpointError: an earlier save failed and nobody looked at it (``Writer(on_error=)``);
                 also everything `save` raises.
         """
-        self._require_open()
+        self._ending.require_open()
         preempting = self._preempting
         preempting.last_step = step
         self._guard.note_step()
         if preempting.is_requested and not preempting.is_preempted and preempting.stops_at(step):
-            return self._save_emergency(step, metrics)
+            return self._last_save.make(step, metrics)
         self._failures.report()
         if self._state is not None:
             self._saves.prepare(self._state)
@@ -283,7 +277,7 @@ class Checkpointer(Catalogue):
             InvalidOptionError: *step* is negative or a metric is no number.
             StorageError: the checkpoints there are, which ``Validation.best`` compares with, cannot be read.
         """
-        self._require_open()
+        self._ending.require_open()
         self._failures.report()
         kind = self._books.decider.after_validation(checked_step(step), checked_metrics(metrics))
         if step in self._books.steps:
@@ -296,34 +290,6 @@ class Checkpointer(Catalogue):
             return None
         return None if kind is None else self.save(step, kind=kind)
 
-    def _save_emergency(self, step: int, metrics: Mapping[str, float] | None) -> SaveFuture | None:
-        """The last save before the process is killed; earlier failures are reported by `close`."""
-        with self._preempting.stopping(step):
-            if step in self._books.steps:
-                return None  # durable, or staged
-            if self._state is None:
-                _logger.error("step %d is not saved: Checkpointer(state=...) was not given", step)
-                return None
-            if not self._saves.make_room(min(self._preempting.time_left_s, threading.TIMEOUT_MAX)):
-                _logger.error("step %d is not saved: there is no memory to stage it beside what is being written", step)
-                return None
-            return self._save(step, None, metrics, (), "emergency")
-
-    def _rescue(self, error: BaseException | None) -> None:
-        """Save the last completed step when the loop was left because it was told to stop, or a worker died."""
-        is_told = self._preempting.is_requested and not self._preempting.is_preempted
-        step = self._preempting.last_step
-        if error is None or not (is_told or is_worker_death(error)) or step < 0 or step in self._books.steps:
-            return
-        if not self._guard.is_between_steps:
-            _logger.warning("step %d is not saved: an optimizer has begun the next one, or none was seen", step)
-            return
-        _logger.warning("%s has left the loop; saving step %d, after which no optimizer has begun", error, step)
-        try:
-            self._save_emergency(step, None)
-        except Exception as failure:  # must not hide *error*, which is on its way
-            _logger.error("step %d is not saved: %s", step, failure)
-
     def preempt(self, grace: float | None = None) -> None:
         """Do what a signal of `Preemption` does: flush what is staged, save at the next `step`, turn `preempted` true.
 
@@ -332,7 +298,7 @@ class Checkpointer(Catalogue):
         Args:
             grace: seconds until the process is killed; None takes that of `Preemption`.
         """
-        self._require_open()
+        self._ending.require_open()
         self._preempting.request("preempt()", grace)
 
     @property
@@ -353,7 +319,7 @@ class Checkpointer(Catalogue):
                 rest_s = left_s()
                 promise.wait_done(None if rest_s is None else max(0.0, rest_s))
         except TimeoutError:
-            raise self._not_durable(timeout or 0.0) from None
+            raise self._ending.not_durable(timeout or 0.0) from None
         self._failures.report()
 
     async def drain(self, timeout: float | None = None) -> None:
@@ -362,7 +328,7 @@ class Checkpointer(Catalogue):
             for promise in self._saves.pending:
                 await promise.wait_done_async()
         if scope.cancelled_caught and timeout is not None:
-            raise self._not_durable(timeout)
+            raise self._ending.not_durable(timeout)
         self._failures.report()
 
     # -- restoring -----------------------------------------------------------------------------
@@ -401,7 +367,7 @@ class Checkpointer(Catalogue):
             CorruptCheckpointError: the checkpoint (for ``"latest"``: every one) is damaged.
             NonFiniteError: with *finite*: the checkpoint (for ``"latest"``: every one) is not.
         """
-        self._require_open()
+        self._ending.require_open()
         target = self._state if state is None else state
         if target is None:
             raise InvalidOptionError(
@@ -425,7 +391,7 @@ class Checkpointer(Catalogue):
         Raises:
             CheckpointNotFoundError: there is no such checkpoint.
         """
-        self._require_open()
+        self._ending.require_open()
         committed = self.find(which)
         nonce = committed.header.nonce
         committed.delete()
@@ -460,8 +426,19 @@ class Checkpointer(Catalogue):
             BusyError: called from a callback in a thread that this would wait for; nothing is closed.
             CheckpointError: a save failed and nobody looked at it; everything is closed all the same.
         """
-        if self._begin_close():
-            self._end_close(self._farewell.wait(self._time_to_close(timeout)))
+        self._ending.close(timeout)
+
+    @property
+    def close_timeout_s(self) -> float | None:
+        """How long leaving the block, the end of the interpreter, and `close` without a timeout wait for what is not
+        durable; None, the default, waits for ever and says every 10 s what for. May be set at any time. See
+        ``docs/shutdown.md``.
+        """
+        return self._ending.timeout_s
+
+    @close_timeout_s.setter
+    def close_timeout_s(self, seconds: float | None) -> None:
+        self._ending.timeout_s = seconds
 
     async def aclose(self, timeout: float | None = None) -> None:
         """`close` for asyncio and trio; does not block the event loop.
@@ -469,8 +446,7 @@ class Checkpointer(Catalogue):
         It is not broken off when the task is cancelled: the cancellation takes effect when everything is durable.
         In asyncio, cancelling the task a second time leaves at once.
         """
-        if self._begin_close():
-            self._end_close(await self._farewell.wait_async(self._time_to_close(timeout)))
+        await self._ending.aclose(timeout)
 
     def __enter__(self) -> Self:
         return self
@@ -478,7 +454,7 @@ class Checkpointer(Catalogue):
     def __exit__(
         self, exc_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._rescue(error)
+        self._last_save.rescue(error)
         with quiet_if(error):
             self.close()
 
@@ -488,60 +464,14 @@ class Checkpointer(Catalogue):
     async def __aexit__(
         self, exc_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._rescue(error)
+        self._last_save.rescue(error)
         with quiet_if(error):
             await self.aclose()
 
     # -- inside --------------------------------------------------------------------------------
 
-    def _require_open(self) -> None:
-        if self._is_closing:
-            raise ClosedError("the checkpointer is closed")
-        if (
-            os.getpid() != self._owner_pid
-        ):  # the staging memory is not mapped here: a save would be a segmentation fault
-            raise ClosedError(f"the checkpointer belongs to process {self._owner_pid}, of which this is a forked child")
-
-    def _begin_close(self) -> bool:
-        """Take no more saves; whether there is anything to close."""
-        if self._is_closed or os.getpid() != self._owner_pid:
-            return False
-        if serves_futures():
-            raise BusyError("a callback cannot close the checkpointer: its thread is one that closing waits for")
-        self._is_closing = True
-        return True
-
-    def _time_to_close(self, timeout: float | None) -> Callable[[], float | None]:
-        """Seconds left, asked again and again: the training may be told to stop while this waits."""
-        if timeout is not None:
-            return countdown(timeout)
-        own_s = countdown(self.close_timeout_s)
-
-        def left_s() -> float | None:
-            return min((s for s in (own_s(), self._preempting.limit(None)) if s is not None), default=None)
-
-        return left_s
-
-    def _end_close(self, departure: Departure) -> None:
-        is_closed = departure.is_closed or (not departure.is_left and self._preempting.may_leave())
-        if is_closed and not self._is_closed:
-            self._is_closed = True
-            self._preempting.close()
-            self._guard.close()
-            self._lock.release()
-            self._events.emit("checkpointer.closed")
-        if self._is_closed or departure.is_left:
-            atexit.unregister(self._at_exit)
-        departure.raise_interrupt()
-        if not self._is_closed:
-            raise self._not_durable(departure.waited_s)
-        self._failures.report()
-
-    def _not_durable(self, waited_s: float) -> TimeoutError:
-        backlog = backlog_of(self._saves.futures)
-        what = f"steps {backlog.steps} are not durable" if backlog.saves else "the mirror is still being written"
-        detail = f": {backlog.describe()}" if backlog.saves else ""
-        return TimeoutError(f"{what} after {waited_s:.1f} s{detail}; the writer goes on, wait or close again")
+    def _save_last(self, step: int, metrics: Mapping[str, float] | None) -> SaveFuture:
+        return self._save(step, None, metrics, (), "emergency")
 
     def _saved_metrics(self) -> dict[int, Mapping[str, float]]:
         return {info.step: info.metrics for info in self.checkpoints()}
@@ -551,5 +481,5 @@ class Checkpointer(Catalogue):
         self._books.note_end(promise, outcome, error)
 
     def __repr__(self) -> str:
-        state = "closed" if self._is_closed else f"{len(self._saves.pending)} pending"
+        state = "closed" if self._ending.is_closed else f"{len(self._saves.pending)} pending"
         return f"<Checkpointer {self._store.url} {state}>"

@@ -199,9 +199,9 @@ def test_exit_functions_of_others_still_run_after_a_second_ctrl_c(start: Callabl
     # Registered before ours, so they run after it.
     training = start(
         """
-        atexit.unregister(ckpt._at_exit)
+        atexit.unregister(ckpt._ending.at_exit)
         atexit.register(print, "bye", flush=True)
-        atexit.register(ckpt._at_exit)
+        atexit.register(ckpt._ending.at_exit)
         save()
         """
     )
