@@ -79,7 +79,7 @@ class Training:
         while time.perf_counter() - started < seconds:
             alone_s.append(self.step())
             begun = self._step(checkpointer, started)
-            while begun is not None:
+            while begun is not None and time.perf_counter() - started < seconds:
                 begun = self._follow(checkpointer, *begun, started, statistics.median(alone_s))
                 alone_s = alone_s[-_TAIL_STEPS:]  # if the next save comes before there are others
         return time.perf_counter() - started
