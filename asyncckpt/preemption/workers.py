@@ -23,6 +23,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from typing import Any, TypeVar
 
 from asyncckpt.errors import InvalidOptionError
@@ -133,6 +134,10 @@ def _start_shielded(loader: Any) -> None:
         return
 
     def start_blocked() -> Any:
+        context = loader.multiprocessing_context or multiprocessing.get_context()
+        if context.get_start_method() != "fork":
+            # Starting that process unblocks SIGTERM and SIGINT in this thread (Python 3.11), so it must be there first.
+            resource_tracker.ensure_running()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _ignored())
         try:
             return start()
