@@ -21,8 +21,10 @@ help:
 demo: $(STAMP)
 	$(BIN)/asyncckpt demo
 
+# Unit tests have a process of their own: many are about its signal handlers, threads and memory, and start from a clean one.
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest tests/unit
+	$(BIN)/python -m pytest --ignore=tests/unit
 
 check: lint types contracts test
 
