@@ -125,7 +125,7 @@ class Flush:
 
     def _report(self) -> None:
         left = sorted(ticket.facts.step for ticket in self._tickets())
-        self._events.emit("preemption.flushed", lost_steps=left, time_left_s=max(0.0, self._time_left_s()))
+        # The log first: who waits for the event may be about to leave.
         if left:
             _logger.error(
                 "the time is up and steps %s are not durable; the writer goes on with them as long as it may", left
@@ -134,3 +134,4 @@ class Flush:
             _logger.warning("the time is up and training has not reached another step(); what was staged is durable")
         else:
             _logger.info("everything staged is durable, %.1f s before the time is up", self._time_left_s())
+        self._events.emit("preemption.flushed", lost_steps=left, time_left_s=max(0.0, self._time_left_s()))
