@@ -19,9 +19,20 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import ClassVar
 
-__all__ = ["PAGE_BYTES", "Arena", "available_memory", "is_memfd_available"]
+__all__ = [
+    "ALIGNMENT_BYTES",
+    "PAGE_BYTES",
+    "Arena",
+    "aligned",
+    "available_memory",
+    "is_memfd_available",
+    "machine_memory",
+]
 
 PAGE_BYTES = mmap.PAGESIZE
+ALIGNMENT_BYTES = 64
+"""Where tensors begin that lie side by side: a cache line, so that threads which copy neighbours do not share one,
+and enough for any SIMD kernel."""
 _HUGE_PAGE_BYTES = 2 * 2**20
 _POPULATE_STEP_BYTES = 64 * 2**20
 _MADV_DONTFORK = 10
@@ -34,15 +45,24 @@ def is_memfd_available() -> bool:
     return sys.platform == "linux" and hasattr(os, "memfd_create")
 
 
+def aligned(num_bytes: int) -> int:
+    """*num_bytes*, rounded up to a multiple of `ALIGNMENT_BYTES`."""
+    return -(-num_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+
+
 def available_memory() -> int:
     """Bytes that may still be used, by machine and control groups; 0 where nobody says."""
-    return max(0, min([*_machine_memory(), *_group_memory()], default=0))
+    machine = machine_memory("MemAvailable")
+    return max(0, min([*([] if machine is None else [machine]), *_group_memory()], default=0))
 
 
-def _machine_memory() -> Iterator[int]:
-    for name, value in _table("/proc/meminfo"):
-        if name == "MemAvailable:":
-            yield value * 1024
+def machine_memory(*names: str) -> int | None:
+    """Sum of these entries of ``/proc/meminfo`` in bytes; None where the kernel does not say."""
+    table = dict(_table("/proc/meminfo"))
+    try:
+        return sum(table[f"{name}:"] * 1024 for name in names)
+    except KeyError:
+        return None
 
 
 def _group_memory() -> Iterator[int]:

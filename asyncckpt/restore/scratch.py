@@ -15,11 +15,9 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from asyncckpt.errors import StagingMemoryError
+from asyncckpt.memory import aligned, machine_memory
 
-__all__ = ["ALIGNMENT_BYTES", "FreshMemory", "Memory", "Scratch"]
-
-ALIGNMENT_BYTES = 64
-"""Every tensor starts at a multiple of this: a cache line, and enough for any SIMD kernel."""
+__all__ = ["FreshMemory", "Memory", "Scratch"]
 
 _OWN_MAPPING_BYTES = 1 * 2**20
 
@@ -47,7 +45,7 @@ class Scratch:
         self._borrow = borrow
 
     def allocate(self, sizes: Sequence[int]) -> list[memoryview]:
-        total = sum(map(_aligned, sizes))
+        total = sum(map(aligned, sizes))
         buffer = self._borrow(total) if total else None
         if buffer is None:
             _check_available(total)
@@ -59,20 +57,16 @@ class FreshMemory:
     """Memory that lives exactly as long as what is in it: own mappings for large blocks, one for all small ones."""
 
     def allocate(self, sizes: Sequence[int]) -> list[memoryview]:
-        _check_available(sum(map(_aligned, sizes)))
+        _check_available(sum(map(aligned, sizes)))
         small = [size if size < _OWN_MAPPING_BYTES else 0 for size in sizes]
-        views = _carve(_map_memory(sum(map(_aligned, small))), small)
+        views = _carve(_map_memory(sum(map(aligned, small))), small)
         return [
             view if size < _OWN_MAPPING_BYTES else _map_memory(size) for size, view in zip(sizes, views, strict=True)
         ]
 
 
-def _aligned(num_bytes: int) -> int:
-    return -(-num_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
-
-
 def _carve(block: memoryview, sizes: Sequence[int]) -> list[memoryview]:
-    starts = itertools.accumulate(map(_aligned, sizes), initial=0)
+    starts = itertools.accumulate(map(aligned, sizes), initial=0)
     return [block[start : start + size] for start, size in zip(starts, sizes, strict=False)]
 
 
@@ -102,12 +96,7 @@ def _check_available(num_bytes: int) -> None:
 
 def _available_bytes() -> int | None:
     """Memory and swap the kernel could give out now, or ``None`` where it does not say."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            fields = dict(line.split(":", 1) for line in file)
-        return sum(int(fields[name].split()[0]) * 1024 for name in ("MemAvailable", "SwapFree"))
-    except (OSError, KeyError, ValueError):
-        return None
+    return machine_memory("MemAvailable", "SwapFree")
 
 
 def _no_memory(num_bytes: int, detail: str = "") -> StagingMemoryError:

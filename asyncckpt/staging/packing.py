@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from asyncckpt.memory import ALIGNMENT_BYTES, aligned
 from asyncckpt.options import SnapshotMode
 
 __all__ = ["SMALL_BYTES", "Packing", "Run", "packing_choices", "plan_packing"]
 
 SMALL_BYTES = 64 * 2**10
 """A copy to the host costs microseconds whatever its size: tensors up to this one are gathered first."""
-
-_ALIGN_BYTES = 64
 
 
 class Run(NamedTuple):
@@ -56,11 +55,11 @@ def plan_packing(positions: Sequence[int], offsets: Sequence[int], sizes: Sequen
     for position in ordered:
         offset, size = offsets[position], sizes[position]
         # The buffer repeats the arena's layout, padding included, so what is aligned there is aligned here.
-        if runs and offset - (runs[-1].arena_offset + runs[-1].num_bytes) < _ALIGN_BYTES:
+        if runs and offset - (runs[-1].arena_offset + runs[-1].num_bytes) < ALIGNMENT_BYTES:
             start = runs[-1]
             runs[-1] = start._replace(num_bytes=offset + size - start.arena_offset)
         else:
-            runs.append(Run(offset, _aligned(filled), size))
+            runs.append(Run(offset, aligned(filled), size))
         places.append(runs[-1].buffer_offset + offset - runs[-1].arena_offset)
         filled = places[-1] + size
     return Packing(tuple(ordered), tuple(places), tuple(runs), filled)
@@ -84,7 +83,3 @@ def packing_choices(mode: SnapshotMode, sizes: Sequence[int], is_owned: Sequence
     choices = [everything] if mode in ("auto", "device") else []
     choices += [small, ()] if mode == "blocking" else [loose, small, ()]
     return list(dict.fromkeys(choices))
-
-
-def _aligned(num_bytes: int) -> int:
-    return -(-num_bytes // _ALIGN_BYTES) * _ALIGN_BYTES

@@ -9,14 +9,13 @@ import msgspec
 import torch
 
 from asyncckpt.errors import InvalidOptionError
+from asyncckpt.memory import aligned
 from asyncckpt.model import TensorSpec
 from asyncckpt.staging.leaf import Leaf
 from asyncckpt.staging.packing import SMALL_BYTES
 
 __all__ = ["SegmentPlan", "StagingPlan", "plan_staging", "signature_of"]
 
-# One cache line: neighbouring tensors copied by different threads do not share one.
-_ALIGN_BYTES = 64
 
 Signature = tuple[tuple[str, str, tuple[int, ...], bool], ...]
 
@@ -71,7 +70,7 @@ def plan_staging(leaves: Sequence[Leaf], limit_bytes: int | None) -> StagingPlan
     Raises:
         InvalidOptionError: a single tensor is larger than half of the limit.
     """
-    sizes = [_aligned(leaf.tensor.numel() * leaf.tensor.element_size()) for leaf in leaves]
+    sizes = [aligned(leaf.tensor.numel() * leaf.tensor.element_size()) for leaf in leaves]
     raw_bytes = sum(leaf.tensor.numel() * leaf.tensor.element_size() for leaf in leaves)
     if limit_bytes is None or sum(sizes) <= limit_bytes:
         cuts = [(0, len(leaves))]
@@ -84,10 +83,6 @@ def plan_staging(leaves: Sequence[Leaf], limit_bytes: int | None) -> StagingPlan
 def _neighbourhood(tensor: torch.Tensor, size: int) -> tuple[int, bool]:
     """Leaves with equal ones lie side by side: what a CUDA device gathers should be one piece here, too."""
     return (tensor.device.index, size > SMALL_BYTES) if tensor.is_cuda else (-1, False)
-
-
-def _aligned(num_bytes: int) -> int:
-    return -(-num_bytes // _ALIGN_BYTES) * _ALIGN_BYTES
 
 
 def _cut(leaves: Sequence[Leaf], sizes: Sequence[int], half_bytes: int) -> list[tuple[int, int]]:

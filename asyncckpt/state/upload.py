@@ -14,11 +14,11 @@ from typing import Any
 import torch
 
 from asyncckpt.logs import get_logger
+from asyncckpt.memory import ALIGNMENT_BYTES, aligned
 
 __all__ = ["Uploader", "pieces_of"]
 
 _logger = get_logger("asyncckpt.restore")
-_ALIGN_BYTES = 64
 
 _Copy = tuple[torch.Tensor, torch.Tensor]
 
@@ -52,8 +52,8 @@ class Uploader:
             torch.OutOfMemoryError: there is none; nothing was copied.
         """
         copies = list(copies)
-        total = sum(_aligned(target.nbytes) for target, _ in copies)
-        self._buffer_bytes = min(self._buffer_bytes, max(total, _ALIGN_BYTES))
+        total = sum(aligned(target.nbytes) for target, _ in copies)
+        self._buffer_bytes = min(self._buffer_bytes, max(total, ALIGNMENT_BYTES))
         num_buffers = min(self._num_buffers, -(-total // self._buffer_bytes))
         self._ring = [_Buffer(memory) for memory in _allocate(num_buffers, self._buffer_bytes)]
         for target, _ in copies:
@@ -142,7 +142,7 @@ class _Buffer:
     def place(self, like: torch.Tensor) -> torch.Tensor:
         """A contiguous tensor in the free part with type and shape of *like*."""
         view = _view(self._memory, self._filled, like)
-        self._filled += _aligned(like.nbytes)
+        self._filled += aligned(like.nbytes)
         return view
 
     def wait(self) -> None:
@@ -198,7 +198,3 @@ def _pinned(num_bytes: int) -> torch.Tensor:
 
 def _view(memory: torch.Tensor, offset: int, like: torch.Tensor) -> torch.Tensor:
     return memory[offset : offset + like.nbytes].view(like.dtype).view(like.shape)
-
-
-def _aligned(num_bytes: int) -> int:
-    return -(-num_bytes // _ALIGN_BYTES) * _ALIGN_BYTES

@@ -13,7 +13,8 @@ import numpy
 import pytest
 
 from asyncckpt.errors import StagingMemoryError
-from asyncckpt.restore.scratch import ALIGNMENT_BYTES, FreshMemory, Memory, Scratch
+from asyncckpt.memory import ALIGNMENT_BYTES
+from asyncckpt.restore.scratch import FreshMemory, Memory, Scratch
 
 MIB = 2**20
 SIZES = [3, 0, 64, 65, 2 * MIB, 1, 3 * MIB + 5, 0]
