@@ -8,6 +8,7 @@ import torch
 
 from asyncckpt.memory import Arena
 from asyncckpt.staging.cpu import arena_view
+from asyncckpt.tensors import cut_alike, view_like
 
 __all__ = ["DeviceOps", "pieces_of"]
 
@@ -33,8 +34,7 @@ class DeviceOps:
     @torch.inference_mode(False)
     def view(self, buffer: torch.Tensor, place: int, like: torch.Tensor) -> torch.Tensor:
         """A contiguous tensor over *buffer* with type and shape of *like*."""
-        num_bytes = like.numel() * like.element_size()
-        return buffer[place : place + num_bytes].view(like.dtype).view(like.shape)
+        return view_like(buffer, place, like)
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -53,14 +53,4 @@ class DeviceOps:
 
 def pieces_of(target: torch.Tensor, source: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Cut a strided source, and *target* alike: torch makes it contiguous on the device first, which takes memory."""
-    if source.is_contiguous() or source.numel() * source.element_size() <= _PIECE_BYTES:
-        yield target, source
-        return
-    axis = next(axis for axis, size in enumerate(source.shape) if size > 1)
-    row_bytes = source.numel() * source.element_size() // source.shape[axis]
-    rows = max(1, _PIECE_BYTES // row_bytes)
-    for part, values in zip(torch.split(target, rows, axis), torch.split(source, rows, axis), strict=True):
-        if part.shape[axis] > 1:
-            yield part, values
-        else:
-            yield from pieces_of(part, values)
+    return cut_alike(target, source, source.nbytes if source.is_contiguous() else _PIECE_BYTES)

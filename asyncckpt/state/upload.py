@@ -7,7 +7,7 @@ the device is argued in ``docs/decisions/022-restore-to-gpu.md``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import Any
 
@@ -15,8 +15,9 @@ import torch
 
 from asyncckpt.logs import get_logger
 from asyncckpt.memory import ALIGNMENT_BYTES, aligned
+from asyncckpt.tensors import cut_alike, view_like
 
-__all__ = ["Uploader", "pieces_of"]
+__all__ = ["Uploader"]
 
 _logger = get_logger("asyncckpt.restore")
 
@@ -72,7 +73,7 @@ class Uploader:
             stream = self._stream(target.device)
             with torch.inference_mode() if target.is_inference() else nullcontext():
                 _record_use(target, stream)
-                for piece, values in pieces_of(target, source, self._buffer_bytes):
+                for piece, values in cut_alike(target, source, self._buffer_bytes):
                     self._send(piece, values, stream)
         for device, stream in self._streams.items():
             self._runtime.current_stream(device).wait_stream(stream)
@@ -97,7 +98,7 @@ class Uploader:
             if piece.is_contiguous():
                 piece.copy_(staged, non_blocking=True)
             else:
-                workspace = _view(self._workspaces[piece.device], 0, piece)
+                workspace = view_like(self._workspaces[piece.device], 0, piece)
                 workspace.copy_(staged, non_blocking=True)
                 piece.copy_(workspace)
 
@@ -141,7 +142,7 @@ class _Buffer:
 
     def place(self, like: torch.Tensor) -> torch.Tensor:
         """A contiguous tensor in the free part with type and shape of *like*."""
-        view = _view(self._memory, self._filled, like)
+        view = view_like(self._memory, self._filled, like)
         self._filled += aligned(like.nbytes)
         return view
 
@@ -150,30 +151,6 @@ class _Buffer:
             event.synchronize()
         self.events.clear()
         self._filled = 0
-
-
-def pieces_of(target: torch.Tensor, source: torch.Tensor, limit_bytes: int) -> Iterator[_Copy]:
-    """Cut both alike into views of at most *limit_bytes*; an element counts as no more.
-
-    Contiguous pairs are cut anywhere, others along their axes.
-    """
-    if target.numel() == 0:
-        return
-    if target.nbytes <= limit_bytes:
-        yield target, source
-    elif target.is_contiguous() and source.is_contiguous():
-        count = max(1, limit_bytes // target.element_size())
-        yield from zip(torch.split(target.view(-1), count), torch.split(source.view(-1), count), strict=True)
-    else:
-        axis = next((axis for axis, size in enumerate(target.shape) if size > 1), None)
-        if axis is None:
-            yield target, source
-            return
-        rows = max(1, limit_bytes * target.shape[axis] // target.nbytes)
-        for target_rows, source_rows in zip(
-            torch.split(target, rows, axis), torch.split(source, rows, axis), strict=True
-        ):
-            yield from pieces_of(target_rows, source_rows, limit_bytes)
 
 
 def _record_use(target: torch.Tensor, stream: Any) -> None:
@@ -194,7 +171,3 @@ def _allocate(count: int, num_bytes: int) -> list[torch.Tensor]:
 
 def _pinned(num_bytes: int) -> torch.Tensor:
     return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
-
-
-def _view(memory: torch.Tensor, offset: int, like: torch.Tensor) -> torch.Tensor:
-    return memory[offset : offset + like.nbytes].view(like.dtype).view(like.shape)

@@ -17,7 +17,8 @@ from torch import nn, optim
 
 from asyncckpt.state import loader as loader_module
 from asyncckpt.state import upload as upload_module
-from asyncckpt.state.upload import Uploader, pieces_of
+from asyncckpt.state.upload import Uploader
+from asyncckpt.tensors import cut_alike
 
 
 class FakeStream:
@@ -223,7 +224,7 @@ def test_refused_pinned_memory_is_replaced_with_one_warning(
 def test_pieces_cover_everything_once(limit: int) -> None:
     for target in (torch.zeros(5, 6, 7), torch.zeros(5, 6, 7).transpose(0, 2), torch.zeros(1, 1, 9)[:, :, ::2]):
         source = torch.randn(target.shape)
-        pieces = list(pieces_of(target, source, limit))
+        pieces = list(cut_alike(target, source, limit))
         assert all(piece.nbytes <= max(limit, 4) for piece, _ in pieces)
         assert sum(piece.numel() for piece, _ in pieces) == target.numel()
         for piece, part in pieces:
