@@ -8,7 +8,7 @@ from asyncckpt.repository.catalog import UNREADABLE, CommittedStep
 from asyncckpt.repository.names import HEADER
 from asyncckpt.repository.verify import name_tensors, tensor_paths
 from asyncckpt.restore.salvage import salvage_all, salvage_tensors
-from asyncckpt.state.apply import select_keys
+from asyncckpt.state.apply import LoadPlan
 from asyncckpt.state.partial import build_partial
 
 __all__ = ["recover_step"]
@@ -19,7 +19,7 @@ def recover_step(committed: CommittedStep) -> Recovered:
     info: CheckpointInfo | None = None
     try:
         info = committed.info
-        keys = select_keys(committed.header.tree)
+        keys = LoadPlan(committed.header.tree).keys
         paths = tensor_paths(committed)
     except (CorruptCheckpointError, CheckpointNotFoundError) as error:
         return _recover_arrays(committed, info, error)

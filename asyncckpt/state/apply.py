@@ -18,7 +18,7 @@ from asyncckpt.state.planner import Planner
 from asyncckpt.state.selection import Only, Selection
 from asyncckpt.state.stored import array_keys, decode_tree
 
-__all__ = ["ApplyPlan", "LoadPlan", "build_state", "plan_apply", "select_keys"]
+__all__ = ["ApplyPlan", "LoadPlan", "plan_apply"]
 
 
 class ApplyPlan:
@@ -181,40 +181,22 @@ class LoadPlan:
         return frozenset(array_keys(self._stored))
 
     def build(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-        """See `build_state`."""
+        """The saved state without live objects to put it into.
+
+        Objects come as their state dicts: a module as an ``OrderedDict``, an optimizer in torch's form
+        (numbered parameters) with one more entry, ``"param_fqns"``, that has their names. Both can be given
+        to ``load_state_dict``. What shared memory when it was saved shares it again. Tensors are on the CPU.
+
+        Args:
+            tensors: the arrays of `keys`. The result keeps their memory.
+
+        Raises:
+            CorruptCheckpointError: *tensors* are not what the tree says.
+            UnsupportedStateError: a type that is not registered here.
+        """
         fresh = Fresh(ScratchTensors(tensors), copy=False, to_devices=False)
         state: dict[str, Any] = fresh.value(self._stored)
         return state
 
     def __repr__(self) -> str:
         return f"<LoadPlan of {', '.join(self._stored)}>"
-
-
-def select_keys(tree: Node, only: Only = None) -> frozenset[str]:
-    """Arrays that `build_state` needs.
-
-    Raises:
-        InvalidOptionError: *only* matches nothing.
-        CorruptCheckpointError: *tree* is malformed.
-    """
-    return LoadPlan(tree, only).keys
-
-
-def build_state(tree: Node, tensors: Mapping[str, torch.Tensor], only: Only = None) -> dict[str, Any]:
-    """The saved state without live objects to put it into.
-
-    Objects come as their state dicts: a module as an ``OrderedDict``, an optimizer in torch's form
-    (numbered parameters) with one more entry, ``"param_fqns"``, that has their names. Both can be given
-    to ``load_state_dict``. What shared memory when it was saved shares it again. Tensors are on the CPU.
-
-    Args:
-        tree: the tree `capture` made.
-        tensors: the arrays of `select_keys`. The result keeps their memory.
-        only: glob patterns; entries of dicts that no pattern selects are left out.
-
-    Raises:
-        InvalidOptionError: *only* matches nothing.
-        CorruptCheckpointError: *tree* is malformed, or *tensors* are not what it says.
-        UnsupportedStateError: a type that is not registered here.
-    """
-    return LoadPlan(tree, only).build(tensors)

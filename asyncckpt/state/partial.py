@@ -20,7 +20,7 @@ _LOST = object()
 
 
 def build_partial(tree: Node, tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, Any], list[Damage]]:
-    """As `apply.build_state`, from the arrays that are there.
+    """As `apply.LoadPlan.build`, from the arrays that are there.
 
     Entries of dicts that are lost are left out, lost elements of lists and tuples are None. A
     quantised tensor, or a value of a registered type, is lost with any of its parts.

@@ -23,7 +23,7 @@ from asyncckpt.format.index import decode_index
 from asyncckpt.format.layout import ArrayLayout, plan_layout
 from asyncckpt.format.metadata import decode_array_metadata, encode_array_metadata
 from asyncckpt.format.walk import iter_tensors
-from asyncckpt.state.apply import build_state
+from asyncckpt.state.apply import LoadPlan
 from asyncckpt.state.stored import array_keys, decode_tree
 
 __all__ = ["HEADER", "TARGETS", "TREE", "feed", "seeds"]
@@ -62,7 +62,7 @@ def read_tree(data: bytes) -> None:
     list(array_keys(decode_tree(tree)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # quantised tensors are deprecated
-        build_state(tree, _ARRAYS)
+        LoadPlan(tree).build(_ARRAYS)
 
 
 def read_index(data: bytes) -> None:

@@ -15,7 +15,7 @@ from torch import nn
 
 import asyncckpt as ac
 from asyncckpt.model import Mismatch
-from asyncckpt.state.apply import plan_apply
+from asyncckpt.state.apply import LoadPlan, plan_apply
 from asyncckpt.state.capture import capture
 from asyncckpt.state.tensors import plain_tensor
 
@@ -29,6 +29,16 @@ def save(state: dict[str, Any]) -> Saved:
     assert len({leaf.key for leaf in captured.leaves}) == len(captured.leaves)
     tree = msgspec.json.decode(msgspec.json.encode(captured.tree))
     return tree, {leaf.key: leaf.tensor.cpu().clone(memory_format=torch.contiguous_format) for leaf in captured.leaves}
+
+
+def build_state(tree: Any, tensors: dict[str, torch.Tensor], only: Any = None) -> dict[str, Any]:
+    """What `load` gives."""
+    return LoadPlan(tree, only).build(tensors)
+
+
+def select_keys(tree: Any, only: Any = None) -> frozenset[str]:
+    """Arrays that `load` reads."""
+    return LoadPlan(tree, only).keys
 
 
 def restore(state: dict[str, Any], saved: Saved, **options: Any) -> Mismatch:

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from state_helpers import fingerprint, restore, save
+from state_helpers import build_state, fingerprint, restore, save, select_keys
 from torch import nn
 from torch.nn.utils import parametrizations
 
 import asyncckpt as ac
 from asyncckpt.errors import CorruptCheckpointError, InvalidOptionError, StateMismatchError, UnsupportedStateError
-from asyncckpt.state.apply import build_state, plan_apply, select_keys
+from asyncckpt.state.apply import plan_apply
 from asyncckpt.state.capture import capture
 
 

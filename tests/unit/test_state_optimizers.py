@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from state_helpers import Saved, fingerprint, restore, save, train
+from state_helpers import Saved, build_state, fingerprint, restore, save, train
 from torch import nn, optim
 from torch.optim import lr_scheduler, swa_utils
 
 import asyncckpt as ac
 from asyncckpt.errors import CorruptCheckpointError, StateMismatchError, UnsupportedStateError
-from asyncckpt.state.apply import build_state, plan_apply
+from asyncckpt.state.apply import plan_apply
 from asyncckpt.state.capture import capture
 
 Make = Callable[[Any], optim.Optimizer]

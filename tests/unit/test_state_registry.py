@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from state_helpers import fingerprint, restore, save
+from state_helpers import build_state, fingerprint, restore, save
 from torch import nn
 
 import asyncckpt as ac
 from asyncckpt.errors import CorruptCheckpointError, InvalidOptionError, UnsupportedStateError
 from asyncckpt.state import registry
-from asyncckpt.state.apply import build_state
 from asyncckpt.state.capture import capture
 
 

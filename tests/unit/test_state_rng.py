@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from state_helpers import generators, restore, save
+from state_helpers import build_state, generators, restore, save
 
 import asyncckpt as ac
 from asyncckpt.errors import InvalidOptionError, StateMismatchError
-from asyncckpt.state.apply import build_state
 
 
 def draw() -> list[Any]:

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from state_helpers import build_state
 from torch import nn
 
 from asyncckpt.errors import CorruptCheckpointError, StateMismatchError, UnsupportedStateError
 from asyncckpt.format.dtypes import DATA_TYPES
-from asyncckpt.state.apply import build_state, plan_apply
+from asyncckpt.state.apply import plan_apply
 from asyncckpt.state.capture import Capture, capture
 
 Saved = tuple[Any, dict[str, torch.Tensor]]

@@ -19,12 +19,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from state_helpers import fingerprint, restore, save
+from state_helpers import build_state, fingerprint, restore, save
 from torch import nn
 
 import asyncckpt as ac
 from asyncckpt.errors import CorruptCheckpointError, UnsupportedStateError
-from asyncckpt.state.apply import build_state, plan_apply
+from asyncckpt.state.apply import plan_apply
 from asyncckpt.state.capture import capture
 
 
