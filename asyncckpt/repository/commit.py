@@ -30,7 +30,7 @@ from asyncckpt.stores.contract import Barrier, FileSink, Store
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["StepWriter", "sync_renames"]
+__all__ = ["StepWriter", "has_size", "sync_renames"]
 
 _logger = get_logger("asyncckpt.repository")
 _OCCUPIED = (errno.EEXIST, errno.ENOTEMPTY)
@@ -284,6 +284,17 @@ def sync_renames(store: Store) -> None:
     """
     store.sync_directory("")
     store.sync_directory(PARTIAL)
+
+
+def has_size(store: Store, key: str, num_bytes: int) -> bool:
+    """Whether the regular file *key* is there, with its size, so that it may be linked; it is not read.
+
+    Raises:
+        StorageError: nobody can tell.
+    """
+    directory, _, name = key.rpartition("/")
+    # An entry that is not a regular file has size 0, which no file of an array has.
+    return any(entry.name == name and entry.bytes == num_bytes for entry in store.entries(directory))
 
 
 def _step_exists(store: Store, step: int) -> StepExistsError:

@@ -14,7 +14,7 @@ from asyncckpt.format.index import FileRecord, decode_index
 from asyncckpt.format.limits import MAX_METADATA_BYTES
 from asyncckpt.format.paths import step_name
 from asyncckpt.repository.catalog import ABSENT, UNREADABLE, CommittedStep
-from asyncckpt.repository.commit import StepWriter, sync_renames
+from asyncckpt.repository.commit import StepWriter, has_size, sync_renames
 from asyncckpt.repository.names import HEADER
 from asyncckpt.repository.quarantine import move_aside
 from asyncckpt.stores.contract import Store
@@ -144,7 +144,7 @@ class _Copy:
         if self._link_to is None or self._known.get(record.key) != record or record.key.endswith("/zarr.json"):
             return False
         key = f"{self._link_to.prefix}/{record.key}"
-        return _has_size(self._target, key, record.bytes) and self._writer.link(key, record.key)
+        return has_size(self._target, key, record.bytes) and self._writer.link(key, record.key)
 
     def _copy(self, record: FileRecord) -> None:
         if record.bytes <= _BLOCK_BYTES:
@@ -192,8 +192,3 @@ def _records(step: CommittedStep | None) -> Mapping[str, FileRecord]:
         return {} if step is None else {record.key: record for record in step.read_index()}
     except CheckpointError:
         return {}
-
-
-def _has_size(store: Store, key: str, num_bytes: int) -> bool:
-    directory, _, name = key.rpartition("/")
-    return any(entry.name == name and entry.bytes == num_bytes for entry in store.entries(directory))

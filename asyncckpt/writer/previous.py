@@ -17,7 +17,7 @@ from asyncckpt.format.index import FileRecord
 from asyncckpt.format.paths import step_name
 from asyncckpt.logs import get_logger
 from asyncckpt.repository.catalog import Catalog, CommittedStep
-from asyncckpt.repository.commit import StepWriter
+from asyncckpt.repository.commit import StepWriter, has_size
 from asyncckpt.stores.contract import Store
 
 __all__ = ["PreviousStep"]
@@ -157,11 +157,7 @@ class PreviousStep:
             return None
 
     def _has_size(self, key: str, num_bytes: int) -> bool:
-        """Whether the regular file *key* is there, with its size; its contents are not read again."""
-        directory, _, name = key.rpartition("/")
         try:
-            entries = self._store.entries(directory)
+            return has_size(self._store, key, num_bytes)
         except StorageError:
             return False
-        # An entry that is not a regular file has size 0, which no file of an array has.
-        return any(entry.name == name and entry.bytes == num_bytes for entry in entries)
