@@ -100,7 +100,7 @@ class Ending:
         own_s = countdown(self.timeout_s)
 
         def left_s() -> float | None:
-            return min((s for s in (own_s(), self._preempting.limit(None)) if s is not None), default=None)
+            return min((s for s in (own_s(), self._preempting.limit_s) if s is not None), default=None)
 
         return left_s
 

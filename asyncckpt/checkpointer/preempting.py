@@ -183,13 +183,14 @@ class Preempting:
 
     # -- leaving -------------------------------------------------------------------------------
 
-    def limit(self, timeout: float | None) -> float | None:
-        """How long `close` may wait when the caller asked for *timeout*; None is the caller who would wait for ever.
+    @property
+    def limit_s(self) -> float | None:
+        """How long `close` may wait when nobody says how long; None is for ever.
 
         A process that is still there when it should have been killed has all the time again.
         """
-        if timeout is not None or not self.is_requested or time.monotonic() > self._killed_at:
-            return timeout
+        if not self.is_requested or time.monotonic() > self._killed_at:
+            return None
         return max(0.0, self.time_left_s)
 
     def may_leave(self) -> bool:
