@@ -82,30 +82,31 @@ def rank_best(committed: Iterable[CheckpointInfo], best: Best) -> list[Checkpoin
     the earliest step wins: later ones usually just repeat it because nothing was evaluated in between.
     """
     ranked = [
-        (value, info)
+        (score, info)
         for info in committed
-        if info.finite is not False and (value := _value(info.metrics, best.metric)) is not None
+        if info.finite is not False and (score := _score(info.metrics, best)) is not None
     ]
-    sign = 1 if best.mode == "min" else -1
-    ranked.sort(key=lambda pair: (sign * pair[0], pair[1].step))
+    ranked.sort(key=lambda pair: (pair[0], pair[1].step))
     return [info for _, info in ranked]
 
 
 def is_among_best(metrics: Mapping[str, float], others: Iterable[Mapping[str, float]], best: Best) -> bool:
     """Whether *metrics* rank among the best ``best.n`` of *others* and themselves; an equal value came first."""
-    value = _value(metrics, best.metric)
-    if value is None:
+    score = _score(metrics, best)
+    if score is None:
         return False
-    sign = 1 if best.mode == "min" else -1
-    values = (_value(other, best.metric) for other in others)
-    return sum(other is not None and sign * other <= sign * value for other in values) < best.n
+    scores = (_score(other, best) for other in others)
+    return sum(other is not None and other <= score for other in scores) < best.n
 
 
-def _value(metrics: Mapping[str, float], metric: str) -> float | None:
+def _score(metrics: Mapping[str, float], best: Best) -> float | None:
+    """The value of the metric, signed so that less is better; None when it is missing or NaN."""
     # Metrics come from a header, which another program may have written: any value, of any size.
-    value = metrics.get(metric)
+    value = metrics.get(best.metric)
     try:
         number = float(value) if isinstance(value, (int, float)) else math.nan
     except OverflowError:
         return None
-    return None if math.isnan(number) else number
+    if math.isnan(number):
+        return None
+    return number if best.mode == "min" else -number

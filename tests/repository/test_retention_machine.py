@@ -205,8 +205,9 @@ def edited(function: Callable[..., Any], old: str, new: str) -> Callable[..., An
 
 
 BUGS: dict[str, tuple[ModuleType | type, str, str, str]] = {
-    "NaN wins": (keep_module, "_value", "None if math.isnan(number)", "-1e9 if math.isnan(number)"),
-    "the worst is kept": (keep_module, "rank_best", 'best.mode == "min"', 'best.mode != "min"'),
+    "NaN wins": (keep_module, "_score", "if math.isnan(number):\n        return None",
+                 "if math.isnan(number):\n        number = -1e9"),
+    "the worst is kept": (keep_module, "_score", 'best.mode == "min"', 'best.mode != "min"'),
     "fewer than n are kept": (retention, "_reasons", "[: keep.best.n]", "[: keep.best.n - 1]"),
     "the last of equal ones is best": (keep_module, "rank_best", "pair[1].step))", "-pair[1].step))"),
     "tags do not protect": (retention, "_reasons", "if protecting:", "if protecting and keep.tags is not None:"),
