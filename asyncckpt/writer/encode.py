@@ -58,8 +58,7 @@ class _File:
         raw: all bytes of its array.
         metadata: ``zarr.json`` of its array.
         raw_digest: of its part of *raw*, if that was needed.
-        data: what is to be written, if it is small and was encoded.
-        digest: of *data*.
+        encoded: what is to be written and its digests, if it is small and was encoded.
     """
 
     task: FileTask
@@ -67,8 +66,7 @@ class _File:
     raw: memoryview
     metadata: bytes
     raw_digest: str | None = None
-    data: Buffer | None = None
-    digest: FileDigest | None = None
+    encoded: tuple[Buffer, FileDigest] | None = None
 
 
 class FileWriter:
@@ -138,14 +136,13 @@ class FileWriter:
         if self._previous.may_hold(file.key, part):
             file.raw_digest = xxhash.xxh3_128_hexdigest(part)
         elif task.num_bytes <= _SMALL_FILE_BYTES:
-            self._encode_whole(file)
+            file.encoded = self._encode_whole(file)
         return file
 
-    def _encode_whole(self, file: _File) -> None:
+    def _encode_whole(self, file: _File) -> tuple[Buffer, FileDigest]:
         encoder = self._encoder(file)
         pieces = [piece for chunk in encoder for piece in chunk]
-        file.data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        file.digest = encoder.digest
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces), encoder.digest
 
     def _encoder(self, file: _File) -> FileEncoder:
         task = file.task
@@ -160,14 +157,13 @@ class FileWriter:
     def _write_small(self, file: _File, result: JobResult) -> None:
         if self._begin(file, result):
             return
-        if file.data is None:
+        if file.encoded is None:
             with self._cores, _timed(result, "encode_s"):
-                self._encode_whole(file)
-        assert file.data is not None
-        assert file.digest is not None
+                file.encoded = self._encode_whole(file)
+        data, digest = file.encoded
         with _timed(result, "write_s"):
-            self._step.put(file.key, file.data)
-        result.add_written(file, file.digest)
+            self._step.put(file.key, data)
+        result.add_written(file, digest)
 
     def _write_large(self, file: _File, result: JobResult) -> None:
         if self._begin(file, result):
