@@ -7,6 +7,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from asyncckpt.processes import parent_of
+
 __all__ = ["OrphanedWriter", "orphaned_writers"]
 
 _MODULE = b"\0-m\0asyncckpt.writer\0"
@@ -48,14 +50,8 @@ def orphaned_writers() -> list[OrphanedWriter]:
 
 
 def _parents() -> dict[int, int]:
-    found = {}
-    for name in os.listdir("/proc"):
-        if name.isdecimal():
-            with contextlib.suppress(OSError, ValueError, IndexError):
-                # The second field is the command in parentheses and may itself hold anything.
-                fields = Path("/proc", name, "stat").read_bytes().rpartition(b")")[2].split()
-                found[int(name)] = int(fields[1])
-    return found
+    pids = [int(name) for name in os.listdir("/proc") if name.isdecimal()]
+    return {pid: parent for pid in pids if (parent := parent_of(pid)) is not None}
 
 
 def _is_below(pid: int, ancestor: int, parents: dict[int, int]) -> bool:
