@@ -45,6 +45,11 @@ class Backlog:
         return sum(save.raw_bytes - save.done_bytes for save in self.saves)
 
     @property
+    def rest_s(self) -> float | None:
+        """Seconds until they are written, as far as that is known."""
+        return self.rest_bytes / self.bytes_s if self.bytes_s else None
+
+    @property
     def steps(self) -> list[int]:
         """The steps, oldest first."""
         return [save.step for save in self.saves]
@@ -54,9 +59,9 @@ class Backlog:
         if not self.saves:
             return "what retention and the mirror still have to do"
         what = ", ".join(save.describe() for save in self.saves)
-        if not self.bytes_s:
+        if self.bytes_s is None or self.rest_s is None:
             return what
-        return f"{what}, {format_bytes(self.bytes_s)}/s, about {format_seconds(self.rest_bytes / self.bytes_s)} to go"
+        return f"{what}, {format_bytes(self.bytes_s)}/s, about {format_seconds(self.rest_s)} to go"
 
 
 def backlog_of(futures: Iterable[SaveFuture]) -> Backlog:

@@ -69,6 +69,6 @@ class ProgressBar:
 
 
 def _speed(backlog: Backlog) -> str:
-    if not backlog.bytes_s:
+    if backlog.bytes_s is None or backlog.rest_s is None:
         return ""
-    return f"{format_bytes(backlog.bytes_s)}/s, {format_seconds(backlog.rest_bytes / backlog.bytes_s)} to go"
+    return f"{format_bytes(backlog.bytes_s)}/s, {format_seconds(backlog.rest_s)} to go"
