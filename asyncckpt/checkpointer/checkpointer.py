@@ -26,7 +26,7 @@ from asyncckpt.checkpointer.describing import (
 )
 from asyncckpt.checkpointer.ending import Ending
 from asyncckpt.checkpointer.failures import UnseenFailures
-from asyncckpt.checkpointer.interruption import StepGuard
+from asyncckpt.checkpointer.interruption import StepWatch
 from asyncckpt.checkpointer.last_save import LastSave
 from asyncckpt.checkpointer.mirror import MirrorView, resolve_mirror
 from asyncckpt.checkpointer.preempting import DEFAULT_PREEMPTION, Preempting
@@ -143,16 +143,22 @@ class Checkpointer(Catalogue):
                 on_end=self._note_end,
             )
         self._preempting = Preempting(preemption, self._saves, self._events)
-        self._guard = StepGuard()
+        self._step_watch = StepWatch()
         self._last_save = LastSave(
             None if state is None else self._save_last,
             self._saves.make_room,
             self._books.steps,
             self._preempting,
-            self._guard,
+            self._step_watch,
         )
         self._ending = Ending(
-            self._saves, self._preempting, self._guard, self._lock, self._failures, self._events, outlives=as_process
+            self._saves,
+            self._preempting,
+            self._step_watch,
+            self._lock,
+            self._failures,
+            self._events,
+            outlives=as_process,
         )
         self._ending.at_exit = close_at_exit(self)
         self._events.emit(
@@ -249,7 +255,7 @@ class Checkpointer(Catalogue):
         self._ending.require_open()
         preempting = self._preempting
         preempting.last_step = step
-        self._guard.note_step()
+        self._step_watch.note_step()
         if preempting.is_requested and not preempting.is_preempted and preempting.stops_at(step):
             return self._last_save.make(step, metrics)
         self._failures.report()

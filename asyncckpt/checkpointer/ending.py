@@ -9,7 +9,7 @@ from collections.abc import Callable
 from asyncckpt.checkpointer.backlog import backlog_of
 from asyncckpt.checkpointer.closing import Departure, Farewell, countdown
 from asyncckpt.checkpointer.failures import UnseenFailures
-from asyncckpt.checkpointer.interruption import StepGuard
+from asyncckpt.checkpointer.interruption import StepWatch
 from asyncckpt.checkpointer.preempting import Preempting
 from asyncckpt.checkpointer.saves import SaveCoordinator
 from asyncckpt.errors import BusyError, ClosedError
@@ -26,7 +26,7 @@ class Ending:
     Args:
         saves: to be made durable first.
         preempting: limits how long that may take, and is closed.
-        guard: is closed.
+        step_watch: is closed.
         lock: of the root; is released last.
         failures: what nobody looked at is reported in the end.
         events: hear of it.
@@ -42,7 +42,7 @@ class Ending:
         self,
         saves: SaveCoordinator,
         preempting: Preempting,
-        guard: StepGuard,
+        step_watch: StepWatch,
         lock: RunLock,
         failures: UnseenFailures,
         events: EventDispatcher,
@@ -51,7 +51,7 @@ class Ending:
     ) -> None:
         self._saves = saves
         self._preempting = preempting
-        self._guard = guard
+        self._step_watch = step_watch
         self._lock = lock
         self._failures = failures
         self._events = events
@@ -109,7 +109,7 @@ class Ending:
         if is_closed and not self.is_closed:
             self.is_closed = True
             self._preempting.close()
-            self._guard.close()
+            self._step_watch.close()
             self._lock.release()
             self._events.emit("checkpointer.closed")
         if (self.is_closed or departure.is_left) and self.at_exit is not None:

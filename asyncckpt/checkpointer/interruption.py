@@ -12,10 +12,10 @@ from typing import Any
 
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
-__all__ = ["StepGuard"]
+__all__ = ["StepWatch"]
 
 
-class StepGuard:
+class StepWatch:
     """Hears of every optimizer of this process before it begins a step. Used in the thread that trains.
 
     Attributes:
@@ -41,4 +41,4 @@ class StepGuard:
         self._handle.remove()
 
     def __repr__(self) -> str:
-        return f"<StepGuard {'between steps' if self.is_between_steps else 'in a step'}>"
+        return f"<StepWatch {'between steps' if self.is_between_steps else 'in a step'}>"

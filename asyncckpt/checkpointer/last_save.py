@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Mapping
 
-from asyncckpt.checkpointer.interruption import StepGuard
+from asyncckpt.checkpointer.interruption import StepWatch
 from asyncckpt.checkpointer.preempting import Preempting
 from asyncckpt.future import SaveFuture
 from asyncckpt.logs import get_logger
@@ -24,7 +24,7 @@ class LastSave:
         make_room: waits so many seconds for memory to stage it in; whether there is some.
         steps: those that are durable, or staged.
         preempting: knows whether, and for how long.
-        guard: knows whether the state is still that of the last step.
+        step_watch: knows whether the state is still that of the last step.
     """
 
     def __init__(
@@ -33,13 +33,13 @@ class LastSave:
         make_room: Callable[[float], bool],
         steps: Collection[int],
         preempting: Preempting,
-        guard: StepGuard,
+        step_watch: StepWatch,
     ) -> None:
         self._save = save
         self._make_room = make_room
         self._steps = steps
         self._preempting = preempting
-        self._guard = guard
+        self._step_watch = step_watch
 
     def make(self, step: int, metrics: Mapping[str, float] | None = None) -> SaveFuture | None:
         """The last save before the process is killed; earlier failures are reported by `Checkpointer.close`."""
@@ -60,7 +60,7 @@ class LastSave:
         step = self._preempting.last_step
         if error is None or not (is_told or is_worker_death(error)) or step < 0 or step in self._steps:
             return
-        if not self._guard.is_between_steps:
+        if not self._step_watch.is_between_steps:
             _logger.warning("step %d is not saved: an optimizer has begun the next one, or none was seen", step)
             return
         _logger.warning("%s has left the loop; saving step %d, after which no optimizer has begun", error, step)
