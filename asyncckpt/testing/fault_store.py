@@ -6,9 +6,10 @@ import threading
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from asyncckpt.stores.contract import Barrier, Entry, FileSink, Store, StoreProperties
+from asyncckpt.stores.contract import Barrier, Entry, FileSink, Store
 from asyncckpt.testing.fault_handles import FaultBarrier, FaultSink, first_half
 from asyncckpt.testing.faults import Call, Fault
+from asyncckpt.testing.forwarding import ForwardingStore
 from asyncckpt.testing.script import Script
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["FaultStore"]
 
 
-class FaultStore:
+class FaultStore(ForwardingStore):
     """A decorator around any store; without faults it obeys the contract as *inner* does.
 
     Every call of the store, and of the sinks and barriers it returns, is recorded and may meet a fault;
@@ -36,7 +37,7 @@ class FaultStore:
     """
 
     def __init__(self, inner: Store, faults: Iterable[Fault] = ()) -> None:
-        self.inner = inner
+        super().__init__(inner)
         self._script = Script(faults)
         self._lock = threading.Lock()  # guards _handles
         self._handles: list[FaultSink | FaultBarrier] = []
@@ -72,17 +73,6 @@ class FaultStore:
             handle.release()
 
     # The store
-
-    @property
-    def url(self) -> str:
-        return self.inner.url
-
-    @property
-    def properties(self) -> StoreProperties:
-        return self.inner.properties
-
-    def location(self, key: str) -> str:
-        return self.inner.location(key)
 
     def put(self, key: str, data: Buffer, *, durable: bool = False) -> None:
         self._script.run(

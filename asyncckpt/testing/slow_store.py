@@ -6,7 +6,8 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from asyncckpt.stores.contract import Barrier, Entry, FileSink, Store, StoreProperties
+from asyncckpt.stores.contract import Barrier, FileSink, Store
+from asyncckpt.testing.forwarding import ForwardingStore
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["SlowStore"]
 
 
-class SlowStore:
+class SlowStore(ForwardingStore):
     """A decorator around any store that lets written bytes through at a limited rate; else it does what *inner* does.
 
     All threads share the rate, as they share a disk. Reading, listing and deleting are not slowed.
@@ -26,7 +27,7 @@ class SlowStore:
     """
 
     def __init__(self, inner: Store, bytes_s: float, latency_s: float = 0.0) -> None:
-        self.inner = inner
+        super().__init__(inner)
         self._bytes_s = bytes_s
         self._latency_s = latency_s
         self._lock = threading.Lock()
@@ -44,50 +45,18 @@ class SlowStore:
 
     # The store
 
-    @property
-    def url(self) -> str:
-        return self.inner.url
-
-    @property
-    def properties(self) -> StoreProperties:
-        return self.inner.properties
-
-    def location(self, key: str) -> str:
-        return self.inner.location(key)
-
     def put(self, key: str, data: Buffer, *, durable: bool = False) -> None:
         time.sleep(self._latency_s)
         self.take_time(memoryview(data).nbytes)
-        self.inner.put(key, data, durable=durable)
+        super().put(key, data, durable=durable)
 
     def create(self, key: str, size_hint: int = 0) -> FileSink:
         time.sleep(self._latency_s)
-        return _SlowSink(self, self.inner.create(key, size_hint))
-
-    def read(self, key: str, offset: int = 0, length: int | None = None) -> bytes:
-        return self.inner.read(key, offset, length)
-
-    def read_into(self, key: str, out: memoryview, offset: int = 0, *, cache: bool = True) -> int:
-        return self.inner.read_into(key, out, offset, cache=cache)
-
-    def entries(self, prefix: str) -> list[Entry]:
-        return self.inner.entries(prefix)
-
-    def delete(self, prefix: str) -> None:
-        self.inner.delete(prefix)
+        return _SlowSink(self, super().create(key, size_hint))
 
     def open_barrier(self, prefix: str) -> Barrier:
         time.sleep(self._latency_s)
-        return self.inner.open_barrier(prefix)
-
-    def sync_directory(self, prefix: str) -> None:
-        self.inner.sync_directory(prefix)
-
-    def rename(self, source: str, target: str) -> None:
-        self.inner.rename(source, target)
-
-    def link(self, source: str, target: str) -> None:
-        self.inner.link(source, target)
+        return super().open_barrier(prefix)
 
 
 class _SlowSink(FileSink):
