@@ -20,7 +20,7 @@ MAX_INDEX_BYTES = 256 * 2**20
 MAX_METADATA_BYTES = 2**20
 MAX_DIMENSIONS = 64
 MAX_CODECS = 8
-# What one decoding thread may have to hold; we write chunks of 4 MiB and shards of 256 MiB.
+# What one decoding thread may have to hold; we write chunks of at most 4 MiB and shards of 256 MiB.
 MAX_CHUNK_BYTES = 64 * 2**20
 MAX_FILE_BYTES = 2**30
 MAX_CHUNKS_PER_SHARD = 2**16

@@ -14,6 +14,7 @@ from typing import Protocol
 import anyio
 
 from asyncckpt.logs import get_logger
+from asyncckpt.memory import is_memfd_available
 from asyncckpt.processes import process_status
 from asyncckpt.writer.framing import BlockingChannel
 from asyncckpt.writer.service import serve
@@ -50,7 +51,7 @@ class Link(Protocol):
 
 def can_start_process() -> bool:
     """Whether this platform can run the writer as a process: descriptor passing and an interpreter."""
-    return sys.platform == "linux" and bool(sys.executable) and hasattr(os, "memfd_create")
+    return bool(sys.executable) and is_memfd_available()
 
 
 class ProcessLink:
