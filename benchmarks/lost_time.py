@@ -101,7 +101,7 @@ def _percent_slower(saves: list[dict[str, Any]]) -> float:
 
 
 def _reduced(result: dict[str, Any]) -> dict[str, Any]:
-    """One peer's repetitions for the JSON file, with percentiles in place of the single steps."""
+    """One peer's saves for the JSON file, with percentiles in place of the single steps."""
     saves = []
     for save in result["saves"]:
         numbers = {name: value for name, value in save.items() if name not in ("alone_s", "writing_s")}
@@ -153,7 +153,7 @@ def measure(setup: Setup) -> dict[str, Any]:
         "memcpy_ms": Spread([1e3 * seconds for seconds in memcpy_s]).as_dict(),
         "direct_write_s": {f"{threads} threads": seconds for threads, seconds in writes.items()},
         "savers": [summarise(result) for result in results],
-        "repetitions": [_reduced(result) for result in results],
+        "timed_saves": [_reduced(result) for result in results],
     }
 
 

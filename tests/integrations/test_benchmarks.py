@@ -45,6 +45,7 @@ def test_suite_answers_every_question(tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stderr
     assert "MISSED" in ended.stdout, "a state of 2 MB cannot keep promises about gigabytes"
     assert [path.name for path in tmp_path.iterdir()] == ["results"], "nothing else is left behind"
+    assert ended.stdout.count("; 1 repetitions unless stated, ") == 6, "under the tables of each question"
     verdicts = json.loads((tmp_path / "results" / "targets.json").read_text())["targets"]
     assert {verdict["what"] for verdict in verdicts if verdict["value"] is None} == {
         "one tensor of 8 GB: memory beyond one copy, MiB"
