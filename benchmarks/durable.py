@@ -9,7 +9,7 @@ from typing import Any
 
 import states
 from common import Spread, available_cpus, print_table, stored_bytes
-from lost_time_worker import return_freed_memory
+from memory import return_freed_memory
 from peers import PEERS
 from probes import (
     buffered_write_seconds,

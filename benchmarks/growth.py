@@ -7,7 +7,6 @@ import os
 import shutil
 import sys
 import time
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,9 @@ import many_tensors
 import states
 import torch
 from common import Spread, print_table, stored_bytes
-from lost_time_worker import return_freed_memory
-from memory import MemoryWatch
+from memory import return_freed_memory
 from questions import REFERENCE, Setup
-from workers import Tell, run_in_process
+from workers import Tell, run_in_process, run_watched
 
 TITLE = "How costs grow"
 _FEW = 3  # repetitions; one tensor of 8 GB is saved once
@@ -93,22 +91,6 @@ def _medians(saves: list[dict[str, Any]]) -> dict[str, Any]:
     return {"raw_bytes": saves[-1]["raw_bytes"], "stored_bytes": saves[-1]["stored_bytes"], **spreads}
 
 
-def _measure_size(num_bytes: int, repetitions: int, setup: Setup) -> dict[str, Any]:
-    watches: list[MemoryWatch] = []
-    with ExitStack() as watching:
-
-        def follow(told: str, pid: int) -> None:
-            watching.close()
-            if told != "unwatch":
-                watches.append(watching.enter_context(MemoryWatch(pid)))
-            if told == "ready":
-                watching.close()
-
-        result = run_in_process(save_size, num_bytes, repetitions, setup, log=setup.log, on_tell=follow)
-    idle, saving = watches
-    return {**result, "idle_bytes": idle.peak_bytes, "peak_bytes": saving.peak_bytes}
-
-
 def _fits(num_bytes: int, setup: Setup) -> bool:
     memory = next(
         int(line.split()[1]) * 1024
@@ -130,7 +112,9 @@ def measure(setup: Setup) -> dict[str, Any]:
     few = dataclasses.replace(setup, repetitions=min(_FEW, setup.repetitions))
     return {
         "sizes": [
-            _measure_size(num_bytes, 1 if num_bytes > _RESTORED_BYTES else few.repetitions, setup)
+            run_watched(
+                save_size, num_bytes, 1 if num_bytes > _RESTORED_BYTES else few.repetitions, setup, log=setup.log
+            )
             for num_bytes in sizes
             if _fits(num_bytes, setup)
         ],

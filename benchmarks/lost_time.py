@@ -13,7 +13,6 @@ import argparse
 import itertools
 import math
 import sys
-from contextlib import ExitStack
 from typing import Any
 
 import lost_time_worker
@@ -27,10 +26,9 @@ from common import (
     warn_if_busy,
     write_results,
 )  # fmt: skip
-from memory import MemoryWatch
 from probes import direct_write_seconds
 from questions import REFERENCE, Setup
-from workers import run_in_process
+from workers import run_watched
 
 TITLE = "Training time lost per save, in a launch-bound loop"
 SAVERS = (
@@ -41,23 +39,6 @@ _HEADER = (
     "saver", "blocked ms", "memcpy ms", "x memcpy", "lost ms/save", "x ours", "p50 ms alone", "writing",
     "p99 ms alone", "writing", "slower %", "durable s", "stored MB", "peak MB", "first blocked ms",
 )  # fmt: skip
-
-
-def measure_peer(peer: str, setup: Setup) -> dict[str, Any]:
-    """Measure one peer in a process of its own, and its memory from outside."""
-    watches: list[MemoryWatch] = []
-    with ExitStack() as watching:
-
-        def follow(told: str, pid: int) -> None:
-            watching.close()
-            if told != "unwatch":
-                watches.append(watching.enter_context(MemoryWatch(pid)))
-            if told == "ready":
-                watching.close()  # one sample
-
-        result = run_in_process(lost_time_worker.measure_peer, peer, setup, log=setup.log, on_tell=follow)
-    idle, saving = watches
-    return {**result, "idle_bytes": idle.peak_bytes, "peak_bytes": saving.peak_bytes}
 
 
 def summarise(result: dict[str, Any]) -> dict[str, Any]:
@@ -143,7 +124,7 @@ def measure(setup: Setup) -> dict[str, Any]:
     results = []
     for peer in setup.choose(SAVERS):
         print(f"{peer} ...", file=sys.stderr, flush=True)
-        results.append(measure_peer(peer, setup))
+        results.append(run_watched(lost_time_worker.measure_peer, peer, setup, log=setup.log))
     num_bytes = results[0]["state_bytes"]
     writes = {threads: direct_write_seconds(num_bytes, setup.directory, threads) for threads in {1, available_cpus()}}
     memcpy_s = itertools.chain.from_iterable(result["memcpy_s"] for result in results)

@@ -6,8 +6,6 @@ It tells its parent when it is ``ready``, and ``watch`` and ``unwatch`` around t
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import gc
 import os
 import shutil
 import statistics
@@ -19,6 +17,7 @@ from typing import Any
 import common
 import torch
 from loop import LaunchBoundLoop
+from memory import return_freed_memory
 from peers import PEERS, Saver
 from probes import memcpy_seconds
 from questions import Setup
@@ -117,16 +116,8 @@ def measure_peer(tell: Tell, peer: str, setup: Setup) -> dict[str, Any]:
 @contextlib.contextmanager
 def _all_cores() -> Iterator[None]:
     """Let torch use every core, for copies; the loop only ever uses one."""
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(common.available_cpus())
     try:
         yield
     finally:
         torch.set_num_threads(1)
-
-
-def return_freed_memory() -> None:
-    """Give what building the state has freed back to the system, so that it does not count as the saver's."""
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)

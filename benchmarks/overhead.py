@@ -13,8 +13,7 @@ from typing import Any
 
 import states
 from common import REPOSITORY, Spread, print_table
-from lost_time_worker import return_freed_memory
-from memory import resident_bytes, tree_bytes
+from memory import resident_bytes, return_freed_memory, tree_bytes
 from questions import Setup
 from workers import Tell, run_in_process
 

@@ -10,7 +10,7 @@ from typing import Any
 import states
 import torch
 from common import Spread, print_table
-from lost_time_worker import return_freed_memory
+from memory import return_freed_memory
 from peers import PEERS, Saver
 from probes import drop_from_page_cache
 from questions import Setup

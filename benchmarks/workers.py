@@ -6,11 +6,14 @@ import multiprocessing
 import os
 import traceback
 from collections.abc import Callable
+from contextlib import ExitStack
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Tell", "run_in_process"]
+from memory import MemoryWatch
+
+__all__ = ["Tell", "run_in_process", "run_watched"]
 
 Tell = Callable[[str], None]
 """How a worker tells its parent that it got somewhere."""
@@ -54,6 +57,31 @@ def run_in_process(
             process.kill()
         process.join()
         receiving.close()
+
+
+def run_watched(work: Callable[..., Any], *arguments: Any, log: Path) -> dict[str, Any]:
+    """`run_in_process`, and what memory its process and their children take, looked at from outside.
+
+    Args:
+        work: tells ``ready`` when memory is to be looked at once, ``watch`` and ``unwatch`` around what takes most.
+        log: where it prints.
+
+    Returns:
+        What *work* returned, with ``idle_bytes`` and ``peak_bytes``.
+    """
+    watches: list[MemoryWatch] = []
+    with ExitStack() as watching:
+
+        def follow(told: str, pid: int) -> None:
+            watching.close()
+            if told != "unwatch":
+                watches.append(watching.enter_context(MemoryWatch(pid)))
+            if told == "ready":
+                watching.close()  # one sample
+
+        result = run_in_process(work, *arguments, log=log, on_tell=follow)
+    idle, saving = watches
+    return {**result, "idle_bytes": idle.peak_bytes, "peak_bytes": saving.peak_bytes}
 
 
 def _run(sending: Connection, log: Path, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
