@@ -13,14 +13,15 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 __all__ = [
-    "REPOSITORY", "RESULTS", "Spread", "available_cpus", "machine_facts", "print_table", "scratch_directory",
-    "stored_bytes", "warn_if_busy", "write_results",
+    "REPOSITORY", "RESULTS", "Spread", "available_cpus", "machine_facts", "plain", "print_table", "scratch_directory",
+    "seconds_of", "stored_bytes", "warn_if_busy", "write_results",
 ]  # fmt: skip
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -138,6 +139,13 @@ def scratch_directory(parent: str | None) -> Iterator[Path]:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def seconds_of(act: Callable[[], object]) -> float:
+    """How long *act* takes."""
+    started = time.perf_counter()
+    act()
+    return time.perf_counter() - started
+
+
 def stored_bytes(path: Path) -> int:
     """Sum of the sizes of all files below *path*."""
     if path.is_file():
@@ -149,16 +157,16 @@ def write_results(name: str, results: Mapping[str, Any], path: str | None = None
     """Write *results* as ``benchmarks/results/<name>.json``, or to *path*."""
     target = Path(path) if path else RESULTS / f"{name}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(_plain(results), indent=1, allow_nan=False) + "\n")
+    target.write_text(json.dumps(plain(results), indent=1, allow_nan=False) + "\n")
     return target
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """*value* as strict JSON knows it: NaN, which means "there is no such number", becomes null."""
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return None if isinstance(value, float) and math.isnan(value) else value
 
 

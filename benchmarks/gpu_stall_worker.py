@@ -244,7 +244,7 @@ def main() -> None:
     directory = Path(a.directory)
     directory.mkdir()
     result = measure(a.peer, a.size, a.device, directory, a.repetitions, a.alone_steps)
-    print(json.dumps(common._plain(result), allow_nan=False))
+    print(json.dumps(common.plain(result), allow_nan=False))
 
 
 if __name__ == "__main__":

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import shutil
-import time
-from collections.abc import Callable
 from typing import Any
 
 import states
 import torch
-from common import Spread, print_table
+from common import Spread, print_table, seconds_of
 from memory import return_freed_memory
 from peers import PEERS, Saver
 from probes import drop_from_page_cache
@@ -42,11 +40,11 @@ def restore_repeatedly(tell: Tell, peer: str, setup: Setup) -> dict[str, Any]:
 
     restore()
     _check(state.tensors(), expected, peer)
-    warm_s = [_seconds(restore) for _ in range(setup.repetitions)]
+    warm_s = [seconds_of(restore) for _ in range(setup.repetitions)]
     cold_s = []
     for _ in range(setup.repetitions):
         how = drop_from_page_cache(directory, wholly=not setup.is_tiny)
-        cold_s.append(_seconds(restore))
+        cold_s.append(seconds_of(restore))
     one = _load_one(saver, state, setup.repetitions)
     saver.close()
     shutil.rmtree(directory)
@@ -67,7 +65,7 @@ def _load_one(saver: Saver, state: states.State, repetitions: int) -> dict[str, 
             num_bytes = saver.load_one(1, path).nbytes
         except NotImplementedError:
             return None
-        seconds = [_seconds(lambda path=path: saver.load_one(1, path)) for _ in range(repetitions)]
+        seconds = [seconds_of(lambda path=path: saver.load_one(1, path)) for _ in range(repetitions)]
         found[name] = {"num_bytes": num_bytes, "seconds": Spread(seconds).as_dict()}
     return found
 
@@ -75,12 +73,6 @@ def _load_one(saver: Saver, state: states.State, repetitions: int) -> dict[str, 
 def _check(found: list[torch.Tensor], expected: list[torch.Tensor], peer: str) -> None:
     if not all(map(torch.equal, found, expected)):
         raise AssertionError(f"{peer} did not restore what it saved")
-
-
-def _seconds(act: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    act()
-    return time.perf_counter() - started
 
 
 def measure(setup: Setup) -> dict[str, Any]:

@@ -8,16 +8,15 @@ Any difference, any warning of zarr-python and any unexpected or missing array e
 from __future__ import annotations
 
 import argparse
-import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import zarr
-from common import machine_facts, print_table, scratch_directory, write_results
+from common import machine_facts, print_table, scratch_directory, seconds_of, write_results
 from state import HEADER_BYTES, TrainingState, build_state, iter_tensors, new_state
 from torch import Tensor
 
@@ -110,11 +109,11 @@ def measure(preset: Any, state: TrainingState, extras: dict[str, Tensor], size: 
         info = future.result()
         fresh = new_state(size, seed=1)
         fresh_extras = {name: torch.zeros_like(tensor) for name, tensor in extras.items()}
-        restore_s = _timed(lambda: ckpt.restore(2, state={**fresh.objects(), "extras": fresh_extras}))
+        restore_s = seconds_of(lambda: ckpt.restore(2, state={**fresh.objects(), "extras": fresh_extras}))
     check_states("restore", {**fresh.state_dict(), "extras": fresh_extras}, {**state.state_dict(), "extras": extras})
 
     loaded: dict[str, Any] = {}
-    load_s = _timed(lambda: loaded.update(ac.load(root, 2)))
+    load_s = seconds_of(lambda: loaded.update(ac.load(root, 2)))
     check_states("load", loaded, {**state.state_dict(), "extras": extras})
 
     expected = expected_arrays(state, extras)
@@ -135,12 +134,6 @@ def measure(preset: Any, state: TrainingState, extras: dict[str, Tensor], size: 
         "restore_s": restore_s,
         "load_s": load_s,
     }
-
-
-def _timed(act: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    act()
-    return time.perf_counter() - started
 
 
 def main() -> None:
