@@ -23,7 +23,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["HEADER_BYTES", "SIZES", "TrainingState", "build_state", "iter_tensors", "new_state", "training"]
+__all__ = [
+    "HEADER_BYTES", "SIZES", "TrainingState", "build_state", "iter_tensors", "new_state", "training", "with_optimizer",
+]  # fmt: skip
 
 HEADER_BYTES = 512
 """Tensors up to this size lie in the header of a step, not in files of their own (format 1)."""
@@ -140,9 +142,12 @@ def iter_tensors(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
 def new_state(size: str, seed: int = 0) -> TrainingState:
     """An untrained model and an optimizer without moments: what a run restores into."""
     torch.manual_seed(seed)
-    model = GPT(SIZES[size])
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1)
-    return TrainingState(model, optimizer)
+    return with_optimizer(GPT(SIZES[size]))
+
+
+def with_optimizer(model: GPT) -> TrainingState:
+    """*model* and the optimizer it is trained with, without moments."""
+    return TrainingState(model, torch.optim.AdamW(model.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1))
 
 
 def build_state(size: str = "124M", *, num_steps: int = 2, seed: int = 0) -> TrainingState:

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import torch
 from common import REPOSITORY, machine_facts, print_table, scratch_directory, stored_bytes, write_results
-from state import GPT, HEADER_BYTES, SIZES, TrainingState, iter_tensors, new_state, training
+from state import GPT, HEADER_BYTES, SIZES, TrainingState, iter_tensors, new_state, training, with_optimizer
 from torch import Tensor
 
 __all__ = ["NUM_STEPS", "PlainState", "State", "make_state"]
@@ -130,9 +130,9 @@ def _adopt(values: dict[str, Any], size: str) -> TrainingState:
     with torch.device("meta"):
         model = GPT(SIZES[size])
     model.load_state_dict(values["model"], assign=True)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1)
-    optimizer.load_state_dict(values["optimizer"])
-    return TrainingState(model, optimizer)
+    state = with_optimizer(model)
+    state.optimizer.load_state_dict(values["optimizer"])
+    return state
 
 
 def stored_ratios(state: State, compression: Any, directory: Path) -> dict[str, float]:
