@@ -11,7 +11,6 @@ Without a CUDA device it ends with status 2.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import math
 import statistics
@@ -25,6 +24,7 @@ import torch
 from common import Spread, machine_facts, print_table, scratch_directory, write_results
 from gpu_peers import GPU_PEERS
 from gpu_state import GPU_SIZES
+from peers import installed
 
 __all__ = ["judge", "summarise"]
 
@@ -149,10 +149,7 @@ def main() -> int:
     results = []
     with scratch_directory(arguments.directory) as directory:
         facts = machine_facts(directory)
-        for peer in arguments.peers:
-            if importlib.util.find_spec(GPU_PEERS[peer].requires) is None:
-                print(f"{peer}: {GPU_PEERS[peer].requires} is not installed, left out", file=sys.stderr)
-                continue
+        for peer in installed(arguments.peers, GPU_PEERS):
             print(f"{peer} ...", file=sys.stderr, flush=True)
             results.append(measure_peer(peer, directory, arguments))
     summaries = [summarise(result) for result in results]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from peers.base import Pending, Saver
 from peers.meta import TorchCheckpointing
@@ -35,12 +35,12 @@ PEERS: dict[str, type[Saver]] = {
 """Every saver by the name it has in the tables."""
 
 
-def installed(names: Sequence[str]) -> list[str]:
+def installed(names: Sequence[str], savers: Mapping[str, type[Saver]] = PEERS) -> list[str]:
     """Those of *names* whose packages are installed; the others are told about."""
     found = []
     for name in names:
-        if importlib.util.find_spec(PEERS[name].requires) is not None:
+        if importlib.util.find_spec(savers[name].requires) is not None:
             found.append(name)
         else:
-            print(f"{name}: {PEERS[name].requires} is not installed, left out", file=sys.stderr)
+            print(f"{name}: {savers[name].requires} is not installed, left out", file=sys.stderr)
     return found
