@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar, cast, get_args
+from typing import Any, cast, get_args
 
 import torch
 from peers import Asyncckpt, Pending, Saver, TorchCheckpointing, TorchSave
@@ -78,16 +78,7 @@ class DcpPinned(Saver):
 class _AsyncckptMode(Asyncckpt):
     """asyncckpt with one ``Staging(snapshot=)``."""
 
-    mode: ClassVar[str]
-
-    def __init__(self, directory: Path, state: TrainingState) -> None:
-        import asyncckpt as ac
-
-        Saver.__init__(self, directory, state)
-        staging = ac.Staging(snapshot=self.mode)  # type: ignore[arg-type]
-        self._checkpointer = ac.Checkpointer(directory, state.objects(), keep=ac.Keep(last=100), staging=staging)
-        self._checkpointer.step(0)  # as every training loop does: lets it prepare memory before the first save
-        self._last: Any = None
+    _last: Any = None
 
     def save(self, step: int) -> Pending:
         self._last = self._checkpointer.save(step)
@@ -103,7 +94,7 @@ def _modes() -> dict[str, type[Saver]]:
     import_module("common")  # puts the checkout on the path
     options = import_module("asyncckpt.options")
     return {
-        f"asyncckpt {mode}": type(f"Asyncckpt{mode.title()}", (_AsyncckptMode,), {"mode": mode})
+        f"asyncckpt {mode}": type(f"Asyncckpt{mode.title()}", (_AsyncckptMode,), {"snapshot": mode})
         for mode in get_args(options.SnapshotMode)
     }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar
 
 from states import State
 from torch import Tensor
@@ -17,14 +17,19 @@ class Asyncckpt(Saver):
     """asyncckpt with its defaults; durable means data, directories and the rename are on the disk."""
 
     requires = "asyncckpt"
-    compression: ClassVar[Literal["fast", "small", "none"]] = "fast"
+    compression: ClassVar[Any] = "fast"
+    snapshot: ClassVar[Any] = "auto"
 
     def __init__(self, directory: Path, state: State) -> None:
         super().__init__(directory, state)
         import asyncckpt as ac
 
         self._checkpointer = ac.Checkpointer(
-            directory, state.objects(), keep=ac.Keep(last=100), compression=self.compression
+            directory,
+            state.objects(),
+            keep=ac.Keep(last=100),
+            compression=self.compression,
+            staging=ac.Staging(snapshot=self.snapshot),
         )
         self._checkpointer.step(0)  # as every training loop does: lets it prepare memory before the first save
 
