@@ -92,11 +92,9 @@ def _medians(saves: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _fits(num_bytes: int, setup: Setup) -> bool:
-    memory = next(
-        int(line.split()[1]) * 1024
-        for line in Path("/proc/meminfo").read_text().splitlines()
-        if line.startswith("MemAvailable:")
-    )
+    from asyncckpt.memory import available_memory
+
+    memory = available_memory()
     disk = shutil.disk_usage(setup.directory).free
     if memory < 2 * num_bytes + _SPARE_BYTES or disk < num_bytes + _SPARE_BYTES:
         found = f"{memory / 1e9:.0f} GB of memory and {disk / 1e9:.0f} GB of disk are free"
