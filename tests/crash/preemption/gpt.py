@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 import train_gpt2
 import xxhash
-from told import NUM_WORKERS, ignore_sigterm, iterate
+from told import NUM_WORKERS, shield
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from train_gpt2 import CONFIGS, TextLoader, Trainer
@@ -46,10 +46,9 @@ class WorkersLoader(TextLoader):
             batch_size=None,
             sampler=range(self.position, self.num_batches),
             num_workers=NUM_WORKERS,
-            worker_init_fn=ignore_sigterm,
             generator=torch.Generator(),  # else it draws a seed from the one that dropout draws from
         )
-        return iterate(batches, is_fork_shielded=self.is_fork_shielded)
+        return iter(shield(batches, is_fork_shielded=self.is_fork_shielded))
 
     def __next__(self) -> tuple[Tensor, Tensor]:
         if self.position == self.num_batches:

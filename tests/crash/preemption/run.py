@@ -102,11 +102,10 @@ class Campaign:
         self._require(wrong)
         self._require([f"left after {exit_s:.1f} s"] if exit_s >= life.grace_s else [])
         self._require([f"a process is left: {describe_and_kill(pid)}" for pid in left])
-        # Workers are killed by the kernel when their trainer ends first. Torchrun, and who leaves at once, leave
-        # others to be ended by the signal.
-        failed = {pid: code for pid, code in codes.items() if code not in (0, -signal.SIGKILL)}
-        if failed and name != "torchrun" and not life.leaves_now:
-            self._require([f"processes failed: {failed}"])
+        # Torchrun, and who leaves at once, leave others to be ended by the signal.
+        if name != "torchrun" and not life.leaves_now:
+            failed = {pid: code for pid, code in codes.items() if code and not (code == 1 and track.is_worker(pid))}
+            self._require([f"processes failed: {failed}"] if failed else [])
 
     def _end(self, track: Track, life: Life, code: int) -> str:
         for event in ("stopped", "bereaved"):

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
-import multiprocessing
 import os
-import signal
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,10 +18,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import asyncckpt as ac
 
-__all__ = ["NUM_WORKERS", "Fills", "Life", "Task", "ignore_sigterm", "iterate", "live", "train"]
+__all__ = ["NUM_WORKERS", "Fills", "Life", "Task", "live", "shield", "train"]
 
 NUM_WORKERS = 4
-_PR_SET_PDEATHSIG = 1
 _JOURNALLED = ("save.started", "save.staged", "save.durable")
 
 
@@ -70,30 +66,12 @@ class Task(Protocol):
         """Trains; yields each step when it is complete."""
 
 
-def ignore_sigterm(worker: int) -> None:
-    """A ``worker_init_fn``: a signal to the group would end the workers first, and the loop with an exception."""
-    ac.shield_worker(worker)
-    _end_with_parent()
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-
-
-def _end_with_parent() -> None:
-    # Torch's own watch takes for the parent whoever has adopted a worker that was orphaned in its first moments.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    parent = multiprocessing.parent_process()
-    if parent is None or os.getppid() != parent.pid:
-        os._exit(0)
-
-
-def iterate(loader: DataLoader[Any], *, is_fork_shielded: bool = True) -> Iterator[Any]:
-    """Its iterator, whose workers are forked with the signal blocked: `ignore_sigterm` comes too late for some."""
-    if not is_fork_shielded:
-        return iter(loader)
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # here: the process still hears it
-    try:
-        return iter(loader)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+def shield(loader: DataLoader[Any], *, is_fork_shielded: bool) -> DataLoader[Any]:
+    """Shield its workers from a signal to the group, which would end them first, and the loop with an exception."""
+    if is_fork_shielded:
+        return ac.shield_workers(loader)
+    loader.worker_init_fn = ac.shield_worker  # which comes too late for some
+    return loader
 
 
 class Fills:
@@ -110,8 +88,8 @@ class Fills:
 
     def steps(self, first: int) -> Iterator[int]:
         numbers = TensorDataset(torch.arange(10**6))
-        data = DataLoader(numbers, num_workers=self._num_workers, worker_init_fn=ignore_sigterm)
-        for step, _batch in enumerate(iterate(data, is_fork_shielded=self._is_fork_shielded), first):
+        data = shield(DataLoader(numbers, num_workers=self._num_workers), is_fork_shielded=self._is_fork_shielded)
+        for step, _batch in enumerate(data, first):
             self._content.fill(self.state, step)
             yield step
 
@@ -145,7 +123,7 @@ def train(task: Task, life: Life, root: Path, journal: Journal) -> None:
 
     when = ac.Every(steps=life.save_every)
     with ac.Checkpointer(root, task.state, when=when, preemption=life.preemption, on_event=tell) as ckpt:
-        journal.note("opened", 0)
+        journal.note("opened", ckpt.health().writer_pid)
         found = ckpt.restore()
         last = -1 if found is None else found.step
         journal.note("restored", last, "" if found is None else task.fingerprint(last))

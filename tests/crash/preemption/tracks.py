@@ -98,6 +98,10 @@ class Track:
         """Whether any trainer has told of *event* in this life."""
         return any(event in news.last for news in self._news)
 
+    def is_worker(self, pid: int) -> bool:
+        """Whether it is a DataLoader worker: these end with 1 when their trainer ends first."""
+        return self.has_told("opened") and all(pid != news.last.get("opened") for news in self._news)
+
     @property
     def is_saving(self) -> bool:
         return any(news.saving for news in self._news)
