@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.event_log import EventLog
+
 # The same examples in every run, and no limit on the time of one: other programs share the machine.
 settings.register_profile("asyncckpt", derandomize=True, deadline=None, database=None)
 settings.load_profile("asyncckpt")
@@ -27,6 +29,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def full(request: pytest.FixtureRequest) -> bool:
     """Whether campaigns cover every point; CI takes a fixed sample of them."""
     return bool(request.config.getoption("--full"))
+
+
+@pytest.fixture
+def events() -> EventLog:
+    """To be given to a checkpointer as ``on_event``."""
+    return EventLog()
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import errno
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,33 +15,12 @@ import pytest
 import torch
 
 import asyncckpt as ac
-from asyncckpt.events import Event
 from asyncckpt.repository import RunLock
+from tests.event_log import EventLog
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="mounts file systems as Linux does")
 
 TIMEOUT_S = 60
-
-
-class Mirrored:
-    """Waits for events of the mirror."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._events: list[Event] = []
-
-    def __call__(self, event: Event) -> None:
-        with self._changed:
-            self._events.append(event)
-            self._changed.notify_all()
-
-    def wait(self, name: str, step: int) -> Event:
-        def found() -> list[Event]:
-            return [event for event in self._events if (event.name, event.step) == (name, step)]
-
-        with self._changed:
-            assert self._changed.wait_for(found, TIMEOUT_S), f"{name} of {step} is not among {self._events}"
-            return found()[0]
 
 
 def make_state(step: int) -> dict[str, Any]:
@@ -87,9 +65,9 @@ def frozen(disk: Path) -> Iterator[None]:
 
 
 def test_a_full_mirror_fails_no_save_and_is_caught_up_with_when_there_is_room(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, events: EventLog, caplog: pytest.LogCaptureFixture
 ) -> None:
-    root, disk, events = tmp_path / "root", tmp_path / "disk", Mirrored()
+    root, disk = tmp_path / "root", tmp_path / "disk"
     mirror = disk / "mirror"
     with tmpfs(disk, 64 * 2**20):
         with ac.Checkpointer(root, mirror=ac.Mirror(mirror, mount=disk), on_event=events) as ckpt:
@@ -100,7 +78,7 @@ def test_a_full_mirror_fails_no_save_and_is_caught_up_with_when_there_is_room(
             assert torch.equal(ac.load(mirror, step)["w"], make_state(step)["w"])
 
 
-def fill_up_and_make_room(ckpt: ac.Checkpointer, disk: Path, events: Mirrored) -> None:
+def fill_up_and_make_room(ckpt: ac.Checkpointer, disk: Path, events: EventLog) -> None:
     mirror = disk / "mirror"
     ckpt.save(1, make_state(1)).result(TIMEOUT_S)
     events.wait("mirror.copied", 1)
@@ -120,8 +98,10 @@ def fill_up_and_make_room(ckpt: ac.Checkpointer, disk: Path, events: Mirrored) -
 
 
 @pytest.mark.parametrize("size", [2**20, 12 * 2**20])
-def test_a_mirror_too_small_for_one_step_is_only_a_mirror_too_small(tmp_path: Path, size: int) -> None:
-    point, events = tmp_path / "disk", Mirrored()
+def test_a_mirror_too_small_for_one_step_is_only_a_mirror_too_small(
+    tmp_path: Path, events: EventLog, size: int
+) -> None:
+    point = tmp_path / "disk"
     with tmpfs(point, size):
         with ac.Checkpointer(tmp_path / "root", mirror=point / "mirror", on_event=events) as ckpt:
             for step in (1, 2):
@@ -133,8 +113,8 @@ def test_a_mirror_too_small_for_one_step_is_only_a_mirror_too_small(tmp_path: Pa
         assert all(ac.open(point / "mirror").verify(info.step).ok for info in found)
 
 
-def test_a_disk_that_is_not_mounted_is_waited_for(tmp_path: Path) -> None:
-    point, events = tmp_path / "disk", Mirrored()
+def test_a_disk_that_is_not_mounted_is_waited_for(tmp_path: Path, events: EventLog) -> None:
+    point = tmp_path / "disk"
     point.mkdir()
     options = ac.Mirror(point / "mirror", mount=point)
     with ac.Checkpointer(tmp_path / "root", mirror=options, on_event=events) as ckpt:
@@ -147,8 +127,10 @@ def test_a_disk_that_is_not_mounted_is_waited_for(tmp_path: Path) -> None:
         assert list(point.iterdir()) == []
 
 
-def test_a_mirror_that_hangs_neither_stops_saves_nor_the_end_nor_the_next_run(tmp_path: Path, disk: Path) -> None:
-    root, mirror, events = tmp_path / "root", disk / "mirror", Mirrored()
+def test_a_mirror_that_hangs_neither_stops_saves_nor_the_end_nor_the_next_run(
+    tmp_path: Path, disk: Path, events: EventLog
+) -> None:
+    root, mirror = tmp_path / "root", disk / "mirror"
     ckpt = ac.Checkpointer(root, mirror=ac.Mirror(mirror, close_timeout_s=0.1), on_event=events)
     ckpt.save(1, make_state(1)).result(TIMEOUT_S)
     events.wait("mirror.copied", 1)

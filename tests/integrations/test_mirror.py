@@ -18,48 +18,16 @@ import torch
 
 import asyncckpt as ac
 from asyncckpt.errors import CorruptCheckpointError
-from asyncckpt.events import Event
 from asyncckpt.repository import RunLock, prepare_root
 from asyncckpt.stores import LocalStore
 from asyncckpt.testing import kill_writer
 from asyncckpt.writer import mirroring
 from asyncckpt.writer.pace import CopyStoppedError, Pace
+from tests.event_log import EventLog
 
 TIMEOUT_S = 60
 THREAD = ac.Writer(kind="thread")
 KEEP_ALL = ac.Keep(last=None)
-
-
-class Events:
-    """What a checkpointer told, to be waited for."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self.all: list[Event] = []
-
-    def __call__(self, event: Event) -> None:
-        with self._changed:
-            self.all.append(event)
-            self._changed.notify_all()
-
-    def steps(self, name: str) -> list[int | None]:
-        with self._changed:
-            return [event.step for event in self.all if event.name == name]
-
-    def wait(self, name: str, step: int | None = None) -> Event:
-        def find() -> Event | None:
-            return next((found for found in self.all if found.name == name and step in (None, found.step)), None)
-
-        with self._changed:
-            assert self._changed.wait_for(find, TIMEOUT_S), f"{name} of {step} is not among {self.all}"
-            found = find()
-            assert found is not None
-            return found
-
-
-@pytest.fixture
-def events() -> Events:
-    return Events()
 
 
 def state_of(step: int) -> dict[str, Any]:
@@ -111,7 +79,7 @@ def copies_blocked(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]
 
 
 @pytest.mark.parametrize("kind", ["process", "thread"])
-def test_what_is_saved_arrives_on_the_mirror(tmp_path: Path, events: Events, kind: Any) -> None:
+def test_what_is_saved_arrives_on_the_mirror(tmp_path: Path, events: EventLog, kind: Any) -> None:
     root, mirror = tmp_path / "root", tmp_path / "mirror"
     options = ac.Mirror(mirror, keep=ac.Keep(last=2, every_steps=4))
     with ac.Checkpointer(
@@ -142,7 +110,7 @@ def test_closing_waits_for_the_newest_step(tmp_path: Path) -> None:
     require_whole(tmp_path / "mirror", [1])
 
 
-def test_a_mirror_is_caught_up_with_newest_first(tmp_path: Path, events: Events) -> None:
+def test_a_mirror_is_caught_up_with_newest_first(tmp_path: Path, events: EventLog) -> None:
     root, mirror = tmp_path / "root", tmp_path / "mirror"
     with ac.Checkpointer(root, keep=KEEP_ALL, writer=THREAD) as ckpt:
         for step in range(4):
@@ -156,7 +124,7 @@ def test_a_mirror_is_caught_up_with_newest_first(tmp_path: Path, events: Events)
 
 
 def test_saves_go_on_beside_a_slow_mirror_which_skips_to_the_newest(
-    tmp_path: Path, events: Events, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, events: EventLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, mirror = tmp_path / "root", tmp_path / "mirror"
     keep = ac.Keep(last=1)
@@ -178,7 +146,7 @@ def test_saves_go_on_beside_a_slow_mirror_which_skips_to_the_newest(
 
 
 def test_a_run_that_cannot_wait_leaves_the_copy_to_the_next_one(
-    tmp_path: Path, events: Events, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, events: EventLog, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     root, mirror = tmp_path / "root", tmp_path / "mirror"
     options = ac.Mirror(mirror, close_timeout_s=0)
@@ -226,7 +194,7 @@ def test_who_is_told_to_stop_does_not_wait_for_the_mirror(
     require_whole(root, [1, 2])
 
 
-def test_what_is_deleted_is_deleted_on_the_mirror(tmp_path: Path, events: Events) -> None:
+def test_what_is_deleted_is_deleted_on_the_mirror(tmp_path: Path, events: EventLog) -> None:
     root, mirror = tmp_path / "root", tmp_path / "mirror"
     with ac.Checkpointer(root, writer=THREAD, mirror=mirror, on_event=events) as ckpt:
         for step in (1, 2):
@@ -242,7 +210,7 @@ def test_what_is_deleted_is_deleted_on_the_mirror(tmp_path: Path, events: Events
     require_whole(mirror, [1, 2])
 
 
-def test_a_damaged_step_is_reported_and_the_next_one_mirrored(tmp_path: Path, events: Events) -> None:
+def test_a_damaged_step_is_reported_and_the_next_one_mirrored(tmp_path: Path, events: EventLog) -> None:
     root, mirror = tmp_path / "root", tmp_path / "mirror"
     with ac.Checkpointer(root, writer=THREAD) as ckpt:
         for step in (1, 2):
@@ -265,7 +233,7 @@ def test_a_damaged_step_is_reported_and_the_next_one_mirrored(tmp_path: Path, ev
 
 
 def test_training_goes_on_without_a_mirror_until_its_disk_is_there(
-    tmp_path: Path, events: Events, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, events: EventLog, caplog: pytest.LogCaptureFixture
 ) -> None:
     root, mirror = tmp_path / "root", tmp_path / "disk" / "mirror"
     with ac.Checkpointer(root, mirror=mirror, on_event=events) as ckpt:
@@ -286,7 +254,7 @@ def test_training_goes_on_without_a_mirror_until_its_disk_is_there(
 
 
 @pytest.mark.parametrize("what", ["foreign", "locked"])
-def test_a_mirror_of_somebody_else_is_left_alone(tmp_path: Path, events: Events, what: str) -> None:
+def test_a_mirror_of_somebody_else_is_left_alone(tmp_path: Path, events: EventLog, what: str) -> None:
     root, mirror = tmp_path / "root", tmp_path / "mirror"
     lock = None
     if what == "foreign":
@@ -319,7 +287,7 @@ def test_bad_options(options: dict[str, Any]) -> None:
         ac.Mirror(**options)
 
 
-def test_a_bug_in_mirroring_fails_no_save(tmp_path: Path, events: Events, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_in_mirroring_fails_no_save(tmp_path: Path, events: EventLog, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: Any, **options: Any) -> None:
         raise ZeroDivisionError("a bug")
 
@@ -331,7 +299,7 @@ def test_a_bug_in_mirroring_fails_no_save(tmp_path: Path, events: Events, monkey
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a writer process")
-def test_writers_that_are_killed_while_they_copy(tmp_path: Path, events: Events) -> None:
+def test_writers_that_are_killed_while_they_copy(tmp_path: Path, events: EventLog) -> None:
     root, mirror = tmp_path / "root", tmp_path / "mirror"
     chance = random.Random(1)
     with ac.Checkpointer(root, keep=KEEP_ALL, mirror=mirror, on_event=events) as ckpt:
@@ -403,11 +371,11 @@ def roots(tmp_path: Path) -> tuple[Path, Path]:
             )
     with ac.Checkpointer(root, keep=KEEP_ALL, writer=THREAD, mirror=mirror):
         pass  # at the end of a run only the newest is waited for; at its start all are copied
-    deadline = Events()
-    with ac.Checkpointer(root, keep=KEEP_ALL, writer=THREAD, mirror=mirror, on_event=deadline):
+    events = EventLog()
+    with ac.Checkpointer(root, keep=KEEP_ALL, writer=THREAD, mirror=mirror, on_event=events):
         for step in (1, 2, 3):
             if not (mirror / f"step-{step:08}").exists():
-                deadline.wait("mirror.copied", step)
+                events.wait("mirror.copied", step)
     require_whole(mirror, [1, 2, 3])
     return root, mirror
 

@@ -17,47 +17,16 @@ import torch
 import asyncckpt as ac
 from asyncckpt.checkpointer import preempting, saves
 from asyncckpt.checkpointer.preempting import Preempting
-from asyncckpt.events import Event
 from asyncckpt.preemption.agreement import StopAgreement
 from asyncckpt.repository.commit import StepWriter
 from asyncckpt.stores import LocalStore, Store
 from asyncckpt.testing import Fault, FaultStore, Gate
 from asyncckpt.writer import service
 from asyncckpt.writer.messages import Hurry
+from tests.event_log import EventLog
 
 TIMEOUT_S = 60.0
 THREAD = ac.Writer(kind="thread")
-
-
-class Events:
-    """Everything that was told, in order; also to be waited for."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self.all: list[Event] = []
-
-    def __call__(self, event: Event) -> None:
-        with self._changed:
-            self.all.append(event)
-            self._changed.notify_all()
-
-    def wait(self, name: str) -> Event:
-        def find() -> Event | None:
-            return next((event for event in self.all if event.name == name), None)
-
-        with self._changed:
-            assert self._changed.wait_for(lambda: find() is not None, TIMEOUT_S), self.all
-        event = find()
-        assert event is not None
-        return event
-
-    def steps(self, name: str) -> list[int | None]:
-        return [event.step for event in self.all if event.name == name]
-
-
-@pytest.fixture
-def events() -> Events:
-    return Events()
 
 
 @pytest.fixture
@@ -91,7 +60,7 @@ def hold(gate: Gate, step: int, call: str = "write") -> Fault:
 # -- the next step -----------------------------------------------------------------------------
 
 
-def test_the_next_step_is_saved_and_the_training_told_to_end(tmp_path: Path, events: Events) -> None:
+def test_the_next_step_is_saved_and_the_training_told_to_end(tmp_path: Path, events: EventLog) -> None:
     called: list[int] = []
     options = ac.Preemption(on_preempted=called.append)
     with ac.Checkpointer(tmp_path, state(), preemption=options, writer=THREAD, on_event=events) as ckpt:
@@ -224,7 +193,7 @@ def test_without_memory_for_both_the_last_save_waits_but_not_for_ever(
 # -- the flush ---------------------------------------------------------------------------------
 
 
-def test_staged_saves_are_flushed_at_once_without_a_step(tmp_path: Path, events: Events) -> None:
+def test_staged_saves_are_flushed_at_once_without_a_step(tmp_path: Path, events: EventLog) -> None:
     with ac.Checkpointer(tmp_path, state(), writer=THREAD, on_event=events) as ckpt:
         saving = ckpt.save(1)
         ckpt.preempt(grace=0.5)
@@ -234,7 +203,7 @@ def test_staged_saves_are_flushed_at_once_without_a_step(tmp_path: Path, events:
 
 
 def test_what_does_not_make_it_is_said(
-    tmp_path: Path, gate: Gate, faulty: Callable[..., None], events: Events, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, gate: Gate, faulty: Callable[..., None], events: EventLog, caplog: pytest.LogCaptureFixture
 ) -> None:
     faulty(hold(gate, 1))
     ckpt = ac.Checkpointer(tmp_path, state(), writer=THREAD, on_event=events)
@@ -253,7 +222,7 @@ def test_what_does_not_make_it_is_said(
 
 
 def test_the_newest_goes_first_and_the_older_one_is_written_after_it(
-    tmp_path: Path, gate: Gate, faulty: Callable[..., None], events: Events
+    tmp_path: Path, gate: Gate, faulty: Callable[..., None], events: EventLog
 ) -> None:
     faulty(hold(gate, 1))
     with ac.Checkpointer(tmp_path, state(), staging=ac.Staging(slots=2), writer=THREAD, on_event=events) as ckpt:
@@ -271,7 +240,7 @@ def test_the_newest_goes_first_and_the_older_one_is_written_after_it(
 
 
 def test_a_save_that_comes_after_the_plan_for_it_goes_first_too(
-    tmp_path: Path, gate: Gate, faulty: Callable[..., None], events: Events
+    tmp_path: Path, gate: Gate, faulty: Callable[..., None], events: EventLog
 ) -> None:
     faulty(hold(gate, 1))
     with ac.Checkpointer(tmp_path, state(), staging=ac.Staging(slots=2), writer=THREAD, on_event=events) as ckpt:
@@ -285,7 +254,7 @@ def test_a_save_that_comes_after_the_plan_for_it_goes_first_too(
 
 
 def test_a_save_that_fails_while_it_is_put_back_is_not_written_again_before_the_other(
-    tmp_path: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch, events: Events
+    tmp_path: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch, events: EventLog
 ) -> None:
     def open_failing(url: str) -> Store:
         failing = Fault("write", error=errno.EIO, key="*/step-00000001-*")
@@ -325,7 +294,7 @@ def test_a_save_that_was_put_back_is_written_to_a_directory_of_its_own(
 
 
 def test_a_streamed_save_is_never_put_back(
-    tmp_path: Path, gate: Gate, faulty: Callable[..., None], events: Events
+    tmp_path: Path, gate: Gate, faulty: Callable[..., None], events: EventLog
 ) -> None:
     faulty(hold(gate, 1, "put"))
     streamed = {f"t{index}": torch.randn(100_000) for index in range(20)}
@@ -383,7 +352,7 @@ def test_close_does_not_wait_for_what_is_older_than_the_newest(
 
 
 def test_a_process_that_outlives_its_time_waits_as_if_nothing_had_happened(
-    tmp_path: Path, gate: Gate, faulty: Callable[..., None], events: Events
+    tmp_path: Path, gate: Gate, faulty: Callable[..., None], events: EventLog
 ) -> None:
     faulty(hold(gate, 1))
     ckpt = ac.Checkpointer(tmp_path, state(), writer=THREAD, on_event=events)
@@ -401,7 +370,7 @@ def test_a_process_that_outlives_its_time_waits_as_if_nothing_had_happened(
 # -- signals -----------------------------------------------------------------------------------
 
 
-def test_sigterm_stops_the_training_and_close_puts_the_old_handler_back(tmp_path: Path, events: Events) -> None:
+def test_sigterm_stops_the_training_and_close_puts_the_old_handler_back(tmp_path: Path, events: EventLog) -> None:
     calls: list[int] = []
 
     def users(signum: int, frame: object) -> None:
@@ -476,7 +445,7 @@ def test_a_rank_goes_on_to_the_step_that_another_has_begun(tmp_path: Path, rank:
         assert ckpt.preempted
 
 
-def test_a_rank_hears_that_another_was_told_to_stop(tmp_path: Path, rank: StopAgreement, events: Events) -> None:
+def test_a_rank_hears_that_another_was_told_to_stop(tmp_path: Path, rank: StopAgreement, events: EventLog) -> None:
     with ac.Checkpointer(tmp_path, state(1), preemption=None, writer=THREAD, on_event=events) as ckpt:
         ckpt.step(4)
         rank.say(3)
