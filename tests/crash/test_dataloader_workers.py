@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import asyncckpt as ac
 from asyncckpt.preemption.workers import is_worker_death
+from tests.crash.machine import wait_gone
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs a writer process")
 
@@ -105,15 +105,6 @@ class Training:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
-
-
-def wait_gone(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        descriptor = os.pidfd_open(pid)
-        try:
-            assert select.select([descriptor], [], [], TIMEOUT_S)[0], f"process {pid} is still there"
-        finally:
-            os.close(descriptor)
 
 
 @contextlib.contextmanager

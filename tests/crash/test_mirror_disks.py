@@ -16,6 +16,7 @@ import torch
 
 import asyncckpt as ac
 from asyncckpt.repository import RunLock
+from tests.crash.machine import frozen
 from tests.event_log import EventLog
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="mounts file systems as Linux does")
@@ -52,16 +53,6 @@ def filled(disk: Path, leave_bytes: int) -> Iterator[None]:
         yield
     finally:
         filler.unlink()
-
-
-@contextmanager
-def frozen(disk: Path) -> Iterator[None]:
-    if subprocess.run(["fsfreeze", "-f", str(disk)], capture_output=True, check=False).returncode:
-        pytest.skip("freezing a file system is not possible here")
-    try:
-        yield
-    finally:
-        subprocess.run(["fsfreeze", "-u", str(disk)], check=True)
 
 
 def test_a_full_mirror_fails_no_save_and_is_caught_up_with_when_there_is_room(

@@ -8,13 +8,13 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
 import asyncckpt as ac
+from tests.crash.machine import wait_gone
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs a writer process and a child subreaper")
 
@@ -117,9 +117,7 @@ def test_with_slow_storage_the_newest_is_there_and_the_log_says_what_is_not(tmp_
     assert "step 1: not durable in time" in log
     assert "steps [1] are not durable" in log
     # Nobody killed the writer: it finishes the older one, and is gone.
-    deadline = time.monotonic() + TIMEOUT_S
-    while Path(f"/proc/{writer}").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_gone(writer)
     assert [info.step for info in ac.open(tmp_path).checkpoints()] == [0, 1, newest]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import pytest
 import torch
 
 import asyncckpt as ac
+from tests.crash.machine import wait_gone
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs pidfd and a writer process")
 
@@ -32,18 +32,6 @@ state = {{"w": torch.arange(3_000_000, dtype=torch.float32)}}
 {textwrap.dedent(body)}
 """
     return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=TIMEOUT_S)
-
-
-def wait_gone(pid: int) -> None:
-    """Block until the process (not our child) has ended."""
-    try:
-        descriptor = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    try:
-        assert select.select([descriptor], [], [], TIMEOUT_S)[0], f"process {pid} is still there"
-    finally:
-        os.close(descriptor)
 
 
 def test_staged_save_survives_sigkill_of_the_trainer(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import torch
 import asyncckpt as ac
 from asyncckpt.errors import StorageError
 from asyncckpt.stores import LocalStore
+from tests.crash.machine import frozen
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs a writer process")
 
@@ -193,17 +194,7 @@ def test_an_error_nobody_looked_at_is_loud(
         ckpt.save(3).result(TIMEOUT_S)
 
 
-# A disk that hangs: a frozen file system keeps whoever writes to it in the kernel, where no signal reaches.
-
-
-@contextmanager
-def frozen(disk: Path) -> Iterator[None]:
-    if subprocess.run(["fsfreeze", "-f", str(disk)], capture_output=True, check=False).returncode:
-        pytest.skip("freezing a file system is not possible here")
-    try:
-        yield
-    finally:
-        subprocess.run(["fsfreeze", "-u", str(disk)], check=True)
+# A disk that hangs.
 
 
 def test_training_goes_on_beside_a_hung_disk_and_close_keeps_its_word(disk: Path) -> None:

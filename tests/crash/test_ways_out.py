@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import asyncckpt as ac
+from tests.crash.machine import wait_gone
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs a writer process")
 
@@ -109,15 +109,6 @@ class Training:
 def start(tmp_path: Path) -> Iterator[Callable[[str], Training]]:
     with contextlib.ExitStack() as stack:
         yield lambda body: stack.enter_context(contextlib.closing(Training(tmp_path, body)))
-
-
-def wait_gone(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        descriptor = os.pidfd_open(pid)
-        try:
-            assert select.select([descriptor], [], [], TIMEOUT_S)[0], f"process {pid} is still there"
-        finally:
-            os.close(descriptor)
 
 
 LEAVES_WAITING = {
