@@ -21,25 +21,11 @@ from asyncckpt.checkpointer import reporting
 from asyncckpt.checkpointer.backlog import Backlog, BacklogMeter, PendingSave
 from asyncckpt.checkpointer.reporting import LogLines
 from asyncckpt.future import SavePromise
-from asyncckpt.stores import LocalStore, Store
-from asyncckpt.testing import Fault, FaultStore, Gate
-from asyncckpt.writer import service
+from asyncckpt.testing import Gate
 
 TIMEOUT_S = 60.0
 THREAD = ac.Writer(kind="thread")
 LEAVE = "interrupt again"
-
-
-@pytest.fixture
-def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
-    """Every commit of a thread writer waits here."""
-    with Gate() as gate:
-
-        def open_held(url: str) -> Store:
-            return FaultStore(LocalStore(url.removeprefix("file://")), [Fault("rename", key="*step-*", gate=gate)])
-
-        monkeypatch.setattr(service, "open_store", open_held)
-        yield gate
 
 
 class Lines(logging.Handler):
@@ -133,7 +119,7 @@ def test_a_line_is_logged_every_ten_seconds(caplog: pytest.LogCaptureFixture) ->
     ]
 
 
-def test_wait_and_close_name_what_is_outstanding(tmp_path: Path, gate: Gate) -> None:
+def test_wait_and_close_name_what_is_outstanding(tmp_path: Path, commit_gate: Gate) -> None:
     ckpt = open_checkpointer(tmp_path)
     ckpt.save(5).wait_staged(TIMEOUT_S)
     named = r"steps \[5\] are not durable after 0\.\d s: step 5 \(\d+% of 4\.0 MB\)"
@@ -143,61 +129,63 @@ def test_wait_and_close_name_what_is_outstanding(tmp_path: Path, gate: Gate) -> 
         ckpt.close(timeout=0.05)
     with pytest.raises(ac.ClosedError):
         ckpt.save(6)
-    gate.open()
+    commit_gate.open()
     ckpt.close(TIMEOUT_S)
     assert ac.open(tmp_path).verify(5).ok
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_drain_and_aclose_name_what_is_outstanding(tmp_path: Path, gate: Gate, backend: str) -> None:
+def test_drain_and_aclose_name_what_is_outstanding(tmp_path: Path, commit_gate: Gate, backend: str) -> None:
     async def main() -> None:
         ckpt = open_checkpointer(tmp_path)
         ckpt.save(5).wait_staged(TIMEOUT_S)
         for leave in (ckpt.drain, ckpt.aclose):
             with pytest.raises(TimeoutError, match=r"steps \[5\] are not durable after 0\.\d s"):
                 await leave(timeout=0.05)
-        gate.open()
+        commit_gate.open()
         await ckpt.aclose(TIMEOUT_S)
 
     anyio.run(main, backend=backend)
     assert ac.open(tmp_path).verify(5).ok
 
 
-def test_leaving_the_block_waits_for_close_timeout_s(tmp_path: Path, gate: Gate) -> None:
+def test_leaving_the_block_waits_for_close_timeout_s(tmp_path: Path, commit_gate: Gate) -> None:
     ckpt = open_checkpointer(tmp_path)
     ckpt.close_timeout_s = 0.05
     with pytest.raises(TimeoutError, match=r"steps \[5\]"), ckpt:
         ckpt.save(5)
-    gate.open()
+    commit_gate.open()
     ckpt.close(TIMEOUT_S)
 
 
-def test_a_timeout_does_not_hide_the_error_that_leaves_the_block(tmp_path: Path, gate: Gate, lines: Lines) -> None:
+def test_a_timeout_does_not_hide_the_error_that_leaves_the_block(
+    tmp_path: Path, commit_gate: Gate, lines: Lines
+) -> None:
     ckpt = open_checkpointer(tmp_path)
     ckpt.close_timeout_s = 0.05
     ckpt.save(5)
     with pytest.raises(ZeroDivisionError), ckpt:
         raise ZeroDivisionError
     assert any("left before everything was durable: steps [5]" in line for line in lines.lines)
-    gate.open()
+    commit_gate.open()
     ckpt.close(TIMEOUT_S)
 
 
-def test_being_told_to_stop_while_closing_bounds_the_wait(tmp_path: Path, gate: Gate, lines: Lines) -> None:
+def test_being_told_to_stop_while_closing_bounds_the_wait(tmp_path: Path, commit_gate: Gate, lines: Lines) -> None:
     ckpt = open_checkpointer(tmp_path)
     ckpt.save(5)
     lines.then("still waiting", lambda: ckpt._preempting.request("test", grace_s=0.5))
     with pytest.raises(TimeoutError, match=r"steps \[5\]"):
         ckpt.close()
-    gate.open()
+    commit_gate.open()
     ckpt.close(TIMEOUT_S)
 
 
 # -- Ctrl-C ------------------------------------------------------------------------------------
 
 
-def test_one_interrupt_is_kept_until_everything_is_durable(tmp_path: Path, gate: Gate, lines: Lines) -> None:
-    lines.then("still waiting", ctrl_c).then(LEAVE, gate.open)
+def test_one_interrupt_is_kept_until_everything_is_durable(tmp_path: Path, commit_gate: Gate, lines: Lines) -> None:
+    lines.then("still waiting", ctrl_c).then(LEAVE, commit_gate.open)
     with pytest.raises(KeyboardInterrupt), open_checkpointer(tmp_path) as ckpt:
         saving = ckpt.save(5)
     assert saving.outcome == "durable"
@@ -207,19 +195,19 @@ def test_one_interrupt_is_kept_until_everything_is_durable(tmp_path: Path, gate:
     ac.Checkpointer(tmp_path, {}, writer=THREAD).close()  # the root is free
 
 
-def test_the_second_interrupt_leaves_at_once(tmp_path: Path, gate: Gate, lines: Lines) -> None:
+def test_the_second_interrupt_leaves_at_once(tmp_path: Path, commit_gate: Gate, lines: Lines) -> None:
     lines.then("still waiting", ctrl_c).then(LEAVE, lambda: None).then("still waiting", ctrl_c)
     ckpt = open_checkpointer(tmp_path)
     with pytest.raises(KeyboardInterrupt), ckpt:
         saving = ckpt.save(5)
     assert saving.outcome == "pending"
-    gate.open()
+    commit_gate.open()
     ckpt.close(TIMEOUT_S)
     assert saving.outcome == "durable"
 
 
-def test_what_leaving_means_depends_on_the_writer(tmp_path: Path, gate: Gate, lines: Lines) -> None:
-    lines.then("still waiting", ctrl_c).then(LEAVE, gate.open)
+def test_what_leaving_means_depends_on_the_writer(tmp_path: Path, commit_gate: Gate, lines: Lines) -> None:
+    lines.then("still waiting", ctrl_c).then(LEAVE, commit_gate.open)
     with pytest.raises(KeyboardInterrupt), open_checkpointer(tmp_path) as ckpt:
         ckpt.save(5)
     assert any(line.endswith("to leave: what is not durable is lost then") for line in lines.lines)
@@ -237,9 +225,9 @@ async def save_and_leave(
             await training
 
 
-def test_cancelled_in_training_on_asyncio(tmp_path: Path, gate: Gate, lines: Lines) -> None:
+def test_cancelled_in_training_on_asyncio(tmp_path: Path, commit_gate: Gate, lines: Lines) -> None:
     saves: list[ac.SaveFuture] = []
-    lines.then("still waiting", gate.open)
+    lines.then("still waiting", commit_gate.open)
 
     async def main() -> None:
         task = asyncio.create_task(save_and_leave(tmp_path, saves, asyncio.sleep(TIMEOUT_S)))
@@ -253,9 +241,9 @@ def test_cancelled_in_training_on_asyncio(tmp_path: Path, gate: Gate, lines: Lin
     assert saves[0].outcome == "durable"
 
 
-def test_cancelled_in_training_on_trio(tmp_path: Path, gate: Gate, lines: Lines) -> None:
+def test_cancelled_in_training_on_trio(tmp_path: Path, commit_gate: Gate, lines: Lines) -> None:
     saves: list[ac.SaveFuture] = []
-    lines.then("still waiting", gate.open)
+    lines.then("still waiting", commit_gate.open)
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
@@ -270,7 +258,7 @@ def test_cancelled_in_training_on_trio(tmp_path: Path, gate: Gate, lines: Lines)
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_a_scope_cancelled_while_closing_takes_effect_afterwards(
-    tmp_path: Path, gate: Gate, lines: Lines, backend: str
+    tmp_path: Path, commit_gate: Gate, lines: Lines, backend: str
 ) -> None:
     saves: list[ac.SaveFuture] = []
 
@@ -283,7 +271,7 @@ def test_a_scope_cancelled_while_closing_takes_effect_afterwards(
             else:
                 loop = asyncio.get_running_loop()
                 lines.then("still waiting", lambda: loop.call_soon_threadsafe(cancel))
-            lines.then("still waiting", gate.open)
+            lines.then("still waiting", commit_gate.open)
             await save_and_leave(tmp_path, saves)
             await anyio.sleep(TIMEOUT_S)
         assert scope.cancelled_caught
@@ -294,7 +282,7 @@ def test_a_scope_cancelled_while_closing_takes_effect_afterwards(
 
 @pytest.mark.parametrize("times", [1, 2])
 def test_a_native_cancellation_while_closing_is_taken_like_ctrl_c(
-    tmp_path: Path, gate: Gate, lines: Lines, times: int
+    tmp_path: Path, commit_gate: Gate, lines: Lines, times: int
 ) -> None:
     saves: list[ac.SaveFuture] = []
     ckpt = open_checkpointer(tmp_path)
@@ -303,27 +291,27 @@ def test_a_native_cancellation_while_closing_is_taken_like_ctrl_c(
         loop = asyncio.get_running_loop()
         task = asyncio.create_task(save_and_leave(ckpt, saves))
         lines.then("still waiting", lambda: loop.call_soon_threadsafe(task.cancel))
-        lines.then(LEAVE, (lambda: loop.call_soon(task.cancel)) if times == 2 else gate.open)
+        lines.then(LEAVE, (lambda: loop.call_soon(task.cancel)) if times == 2 else commit_gate.open)
         with pytest.raises(asyncio.CancelledError):
             await task
 
     asyncio.run(main())
     assert saves[0].outcome == ("durable" if times == 1 else "pending")
-    gate.open()
+    commit_gate.open()
     ckpt.close(TIMEOUT_S)
 
 
-def test_ctrl_c_while_closing_in_trio(tmp_path: Path, gate: Gate, lines: Lines) -> None:
+def test_ctrl_c_while_closing_in_trio(tmp_path: Path, commit_gate: Gate, lines: Lines) -> None:
     saves: list[ac.SaveFuture] = []
-    lines.then("still waiting", ctrl_c).then(LEAVE, gate.open)
+    lines.then("still waiting", ctrl_c).then(LEAVE, commit_gate.open)
     with pytest.raises(KeyboardInterrupt):
         trio.run(save_and_leave, tmp_path, saves)
     assert saves[0].outcome == "durable"
 
 
-def test_ctrl_c_while_closing_in_asyncio(tmp_path: Path, gate: Gate, lines: Lines) -> None:
+def test_ctrl_c_while_closing_in_asyncio(tmp_path: Path, commit_gate: Gate, lines: Lines) -> None:
     saves: list[ac.SaveFuture] = []
-    lines.then("still waiting", ctrl_c).then(LEAVE, gate.open)
+    lines.then("still waiting", ctrl_c).then(LEAVE, commit_gate.open)
     with pytest.raises(KeyboardInterrupt):
         asyncio.run(save_and_leave(tmp_path, saves))
     assert saves[0].outcome == "durable"
@@ -358,13 +346,13 @@ def test_a_generator_that_is_forgotten_closes(tmp_path: Path) -> None:
     assert saves[0].outcome == "durable"
 
 
-def test_two_threads_may_close(tmp_path: Path, gate: Gate) -> None:
+def test_two_threads_may_close(tmp_path: Path, commit_gate: Gate) -> None:
     ckpt = open_checkpointer(tmp_path)
     ckpt.save(5)
     threads = [threading.Thread(target=ckpt.close) for _ in range(2)]
     for thread in threads:
         thread.start()
-    gate.open()
+    commit_gate.open()
     for thread in threads:
         thread.join(TIMEOUT_S)
     assert ac.open(tmp_path).verify(5).ok

@@ -7,7 +7,7 @@ import errno
 import logging
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,25 +29,6 @@ TIMEOUT_S = 60.0
 THREAD = ac.Writer(kind="thread")
 
 
-@pytest.fixture
-def gate() -> Iterator[Gate]:
-    with Gate() as gate:
-        yield gate
-
-
-@pytest.fixture
-def faulty(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Has the writer's store meet these faults."""
-
-    def install(*faults: Fault) -> None:
-        def open_faulty(url: str) -> Store:
-            return FaultStore(LocalStore(url.removeprefix("file://")), faults)
-
-        monkeypatch.setattr(service, "open_store", open_faulty)
-
-    return install
-
-
 def state(megabytes: int = 9) -> dict[str, Any]:
     """More than two chunks, so that a save can be put back in its midst."""
     return {"w": torch.randn(megabytes * 262_144)}
@@ -55,6 +36,16 @@ def state(megabytes: int = 9) -> dict[str, Any]:
 
 def hold(gate: Gate, step: int, call: str = "write") -> Fault:
     return Fault(call, key=f"*/step-{step:08d}-*", gate=gate)
+
+
+def save_two_and_hurry(ckpt: ac.Checkpointer, gate: Gate) -> tuple[ac.SaveFuture, ac.SaveFuture]:
+    """Step 1 waits at *gate* while it is written, and step 2 is to go first."""
+    first = ckpt.save(1)
+    assert gate.wait_reached(TIMEOUT_S)
+    second = ckpt.save(2)
+    second.wait_staged(TIMEOUT_S)
+    ckpt._saves.hurry(Hurry([2, 1], compress=True))
+    return first, second
 
 
 # -- the next step -----------------------------------------------------------------------------
@@ -226,11 +217,7 @@ def test_the_newest_goes_first_and_the_older_one_is_written_after_it(
 ) -> None:
     faulty(hold(gate, 1))
     with ac.Checkpointer(tmp_path, state(), staging=ac.Staging(slots=2), writer=THREAD, on_event=events) as ckpt:
-        first = ckpt.save(1)
-        assert gate.wait_reached(TIMEOUT_S)
-        second = ckpt.save(2)
-        second.wait_staged(TIMEOUT_S)
-        ckpt._saves.hurry(Hurry([2, 1], compress=True))
+        first, second = save_two_and_hurry(ckpt, gate)
         gate.open()
         first.result(TIMEOUT_S)
         assert second.outcome == "durable"
@@ -262,10 +249,7 @@ def test_a_save_that_fails_while_it_is_put_back_is_not_written_again_before_the_
 
     monkeypatch.setattr(service, "open_store", open_failing)
     with ac.Checkpointer(tmp_path, state(), staging=ac.Staging(slots=2), writer=THREAD, on_event=events) as ckpt:
-        ckpt.save(1)
-        assert gate.wait_reached(TIMEOUT_S)
-        ckpt.save(2).wait_staged(TIMEOUT_S)
-        ckpt._saves.hurry(Hurry([2, 1], compress=True))
+        save_two_and_hurry(ckpt, gate)
         gate.open()
         ckpt.wait(TIMEOUT_S)
     assert events.steps("save.durable") == [2, 1]
@@ -284,10 +268,7 @@ def test_a_save_that_was_put_back_is_written_to_a_directory_of_its_own(
     monkeypatch.setattr(StepWriter, "begin", record)
     faulty(hold(gate, 1))
     with ac.Checkpointer(tmp_path, state(), staging=ac.Staging(slots=2), writer=THREAD) as ckpt:
-        ckpt.save(1)
-        assert gate.wait_reached(TIMEOUT_S)
-        ckpt.save(2).wait_staged(TIMEOUT_S)
-        ckpt._saves.hurry(Hurry([2, 1], compress=True))
+        save_two_and_hurry(ckpt, gate)
         gate.open()
         ckpt.wait(TIMEOUT_S)
     assert begun == [(1, 0), (2, 0), (1, 1)]
@@ -335,11 +316,7 @@ def test_close_does_not_wait_for_what_is_older_than_the_newest(
     with Gate() as first, Gate() as again:
         faulty(hold(first, 1), Fault("open_barrier", key="*/step-00000001-*", nth=2, gate=again))
         ckpt = ac.Checkpointer(tmp_path, state(), staging=ac.Staging(slots=2), writer=THREAD)
-        older = ckpt.save(1)
-        assert first.wait_reached(TIMEOUT_S)
-        newest = ckpt.save(2)
-        newest.wait_staged(TIMEOUT_S)
-        ckpt._saves.hurry(Hurry([2, 1], compress=True))
+        older, newest = save_two_and_hurry(ckpt, first)
         first.open()
         newest.result(TIMEOUT_S)
         assert again.wait_reached(TIMEOUT_S)

@@ -17,9 +17,7 @@ import asyncckpt as ac
 from asyncckpt.checkpointer import reporting
 from asyncckpt.checkpointer.backlog import Backlog, PendingSave
 from asyncckpt.checkpointer.progress_bar import ProgressBar
-from asyncckpt.stores import LocalStore, Store
-from asyncckpt.testing import Fault, FaultStore, Gate
-from asyncckpt.writer import service
+from asyncckpt.testing import Gate
 
 TIMEOUT_S = 60.0
 
@@ -69,19 +67,8 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
     terminal.close()
 
 
-@pytest.fixture
-def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
-    with Gate() as gate:
-
-        def open_held(url: str) -> Store:
-            return FaultStore(LocalStore(url.removeprefix("file://")), [Fault("rename", key="*step-*", gate=gate)])
-
-        monkeypatch.setattr(service, "open_store", open_held)
-        yield gate
-
-
 def test_closing_shows_a_bar_and_takes_it_away(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gate: Gate, terminal: Terminal
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, commit_gate: Gate, terminal: Terminal
 ) -> None:
     terminal.become_stderr(monkeypatch)
     ckpt = ac.Checkpointer(tmp_path, {"w": torch.ones(1_000_000)}, writer=ac.Writer(kind="thread"))
@@ -90,7 +77,7 @@ def test_closing_shows_a_bar_and_takes_it_away(
     closing.start()
     terminal.wait_shown("step 7")
     terminal.wait_shown("/4.0 MB")
-    gate.open()
+    commit_gate.open()
     closing.join(TIMEOUT_S)
     terminal.wait_shown("\x1b[2K")  # the line is erased
 
