@@ -5,12 +5,17 @@ from __future__ import annotations
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
 
+import asyncckpt as ac
 from tests.event_log import EventLog
+
+CLOSE_TIMEOUT_S = 60
 
 # The same examples in every run, and no limit on the time of one: other programs share the machine.
 settings.register_profile("asyncckpt", derandomize=True, deadline=None, database=None)
@@ -35,6 +40,20 @@ def full(request: pytest.FixtureRequest) -> bool:
 def events() -> EventLog:
     """To be given to a checkpointer as ``on_event``."""
     return EventLog()
+
+
+@pytest.fixture
+def nothing_stays_open(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Closes the checkpointers that a test leaves open when it fails, or their signal handlers would fail others."""
+    init = ac.Checkpointer.__init__
+    with ExitStack() as stack:
+
+        def note(checkpointer: ac.Checkpointer, *arguments: Any, **options: Any) -> None:
+            init(checkpointer, *arguments, **options)
+            stack.callback(checkpointer.close, CLOSE_TIMEOUT_S)
+
+        monkeypatch.setattr(ac.Checkpointer, "__init__", note)
+        yield
 
 
 @pytest.fixture

@@ -122,17 +122,18 @@ def test_a_mirror_that_hangs_neither_stops_saves_nor_the_end_nor_the_next_run(
     tmp_path: Path, disk: Path, events: EventLog
 ) -> None:
     root, mirror = tmp_path / "root", disk / "mirror"
-    ckpt = ac.Checkpointer(root, mirror=ac.Mirror(mirror, close_timeout_s=0.1), on_event=events)
-    ckpt.save(1, make_state(1)).result(TIMEOUT_S)
-    events.wait("mirror.copied", 1)
-    with frozen(disk):
-        for step in (2, 3):
-            ckpt.save(step, make_state(step)).result(TIMEOUT_S)
-        ckpt.close(TIMEOUT_S)
-        RunLock.acquire(root).release()
-        with ac.Checkpointer(root) as again:
-            again.save(4, make_state(4)).result(TIMEOUT_S)
-            assert again.verify(4).ok
+    options = ac.Mirror(mirror, close_timeout_s=0.1)
+    with ac.Checkpointer(root, mirror=options, on_event=events) as ckpt:
+        ckpt.save(1, make_state(1)).result(TIMEOUT_S)
+        events.wait("mirror.copied", 1)
+        with frozen(disk):
+            for step in (2, 3):
+                ckpt.save(step, make_state(step)).result(TIMEOUT_S)
+            ckpt.close(TIMEOUT_S)
+            RunLock.acquire(root).release()
+            with ac.Checkpointer(root) as again:
+                again.save(4, make_state(4)).result(TIMEOUT_S)
+                assert again.verify(4).ok
     with ac.Checkpointer(root, mirror=mirror, on_event=events):
         events.wait("mirror.copied", 4)
     assert ac.open(mirror).verify(4).ok

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import nn
 import asyncckpt as ac
 from asyncckpt.state import loader
 from asyncckpt.state.upload import Uploader
+from tests.gpu.test_cuda_snapshots import tensors_in
 
 pytestmark = [
     pytest.mark.gpu,
@@ -73,14 +73,6 @@ def test_tensors_of_every_layout_and_type(tmp_path: Path) -> None:
         assert live[name].stride() == tensor.stride()
         found = live[name].cpu().contiguous().reshape(-1).view(torch.uint8)
         assert torch.equal(found, tensor.contiguous().reshape(-1).view(torch.uint8)), name
-
-
-def tensors_in(value: Any, path: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    if isinstance(value, torch.Tensor):
-        yield path, value
-    elif isinstance(value, dict):
-        for key, part in value.items():
-            yield from tensors_in(part, f"{path}/{key}")
 
 
 @pytest.mark.parametrize("options", [{}, {"fused": True}, {"capturable": True}, {"foreach": True}], ids=str)

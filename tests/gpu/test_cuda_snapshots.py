@@ -52,7 +52,7 @@ def copies(**objects: Any) -> Tensors:
     }
 
 
-def tensors_in(value: Any, path: str) -> Iterator[tuple[str, torch.Tensor]]:
+def tensors_in(value: Any, path: str = "") -> Iterator[tuple[str, torch.Tensor]]:
     if isinstance(value, torch.Tensor):
         yield path, value
     elif isinstance(value, dict):
@@ -61,7 +61,7 @@ def tensors_in(value: Any, path: str) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def assert_loaded(root: Path, step: int, expected: Tensors) -> None:
-    found = {path.removeprefix("/"): tensor for path, tensor in tensors_in(ac.load(root, step), "")}
+    found = {path.removeprefix("/"): tensor for path, tensor in tensors_in(ac.load(root, step))}
     for path, tensor in expected.items():
         assert torch.equal(found[path], tensor.cpu()), (step, path)
 

@@ -25,6 +25,8 @@ from asyncckpt.writer import mirroring
 from asyncckpt.writer.pace import CopyStoppedError, Pace
 from tests.event_log import EventLog
 
+pytestmark = pytest.mark.usefixtures("nothing_stays_open")
+
 TIMEOUT_S = 60
 THREAD = ac.Writer(kind="thread")
 KEEP_ALL = ac.Keep(last=None)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -17,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import asyncckpt as ac
 from asyncckpt.telemetry.prometheus import PrometheusExporter
+from tests.integrations.hand_overs import hand_overs_held
 
 Page = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
@@ -74,22 +74,11 @@ def test_a_scrape_agrees_with_the_statistics(tmp_path: Path, exporter: Prometheu
 def test_saves_that_end_otherwise_are_counted(tmp_path: Path, exporter: PrometheusExporter) -> None:
     staging = ac.Staging(when_busy="skip")
     with ac.Checkpointer(tmp_path, {"w": torch.ones(9)}, staging=staging, on_event=exporter) as ckpt:
-        entered, leave = threading.Event(), threading.Event()
-
-        def block() -> None:
-            entered.set()
-            assert leave.wait(60)
-
-        ckpt._saves._hand_overs.put(block)
-        assert entered.wait(60)
-        first = ckpt.save(1)
-        ckpt.save(2)
-        assert value(scrape(exporter.port)[1], "saves_pending") == 1
-        first.cancel()
-        noticed = threading.Event()
-        ckpt._saves._hand_overs.put(noticed.set)
-        leave.set()
-        assert noticed.wait(60)
+        with hand_overs_held(ckpt):
+            first = ckpt.save(1)
+            ckpt.save(2)
+            assert value(scrape(exporter.port)[1], "saves_pending") == 1
+            first.cancel()
         (tmp_path / ".asyncckpt" / "partial").rmdir()
         (tmp_path / ".asyncckpt" / "partial").write_bytes(b"")
         assert ckpt.save(3).exception(60) is not None

@@ -57,6 +57,14 @@ def flatten(value: Any, path: str = "") -> dict[str, Any]:
     return {path: value}
 
 
+def require_same(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    """Fail unless both, flattened, hold the same tensors, bit for bit, and equal values."""
+    assert ours.keys() == theirs.keys()
+    for key, value in ours.items():
+        same = torch.equal(value, theirs[key]) if isinstance(value, torch.Tensor) else str(value) == str(theirs[key])
+        assert same, key
+
+
 @pytest.mark.timeout(400)
 def test_ten_kills_change_nothing(tmp_path: Path) -> None:
     calm, killed = tmp_path / "calm", tmp_path / "killed"
@@ -69,9 +77,5 @@ def test_ten_kills_change_nothing(tmp_path: Path) -> None:
     assert read_losses(tmp_path / "killed.jsonl") == expected
 
     ours, theirs = flatten(ac.load(calm, STEPS - 1)), flatten(ac.load(killed, STEPS - 1))
-    assert ours.keys() == theirs.keys()
-    tensors = [key for key, value in ours.items() if isinstance(value, torch.Tensor)]
-    assert len(tensors) > 20
-    for key, value in ours.items():
-        same = torch.equal(value, theirs[key]) if key in tensors else str(value) == str(theirs[key])
-        assert same, key
+    assert sum(isinstance(value, torch.Tensor) for value in ours.values()) > 20
+    require_same(ours, theirs)

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 import asyncckpt as ac
+from tests.integrations.hand_overs import hand_overs_held
 
 KINDS = ["process", "thread"]
 
@@ -249,20 +250,12 @@ def test_busy_supersede_replaces_the_newest_save_not_yet_begun(tmp_path: Path) -
         assert [info.step for info in ckpt.checkpoints()] == [1] + ([2] if second.outcome == "durable" else []) + [3]
 
 
-def test_cancelled_save_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cancelled_save_leaves_nothing_behind(tmp_path: Path) -> None:
     state = {"w": torch.ones(1000)}
     with ac.Checkpointer(tmp_path, state) as ckpt:
-        entered, leave = threading.Event(), threading.Event()
-
-        def block() -> None:
-            entered.set()
-            leave.wait(timeout=60)
-
-        ckpt._saves._hand_overs.put(block)
-        entered.wait(timeout=60)
-        saving = ckpt.save(1)
-        assert saving.cancel()
-        leave.set()
+        with hand_overs_held(ckpt):
+            saving = ckpt.save(1)
+            assert saving.cancel()
         assert saving.outcome == "cancelled"
         ckpt.save(1).result(timeout=60)
         assert ckpt.statistics().num_cancelled == 1

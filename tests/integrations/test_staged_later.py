@@ -15,6 +15,8 @@ import torch
 import asyncckpt as ac
 from asyncckpt.staging.stager import Copies, Stager
 
+pytestmark = pytest.mark.usefixtures("nothing_stays_open")
+
 TIMEOUT_S = 60
 
 

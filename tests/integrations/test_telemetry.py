@@ -19,6 +19,7 @@ import asyncckpt as ac
 from asyncckpt.events import CATALOGUE
 from asyncckpt.telemetry.prometheus import PrometheusExporter
 from asyncckpt.testing import kill_writer
+from tests.integrations.hand_overs import hand_overs_held
 
 TIMEOUT_S = 60
 
@@ -98,21 +99,10 @@ def test_saves_that_end_otherwise_say_so(tmp_path: Path, told: list[ac.Event]) -
     with ac.Checkpointer(
         tmp_path, {"w": torch.ones(1000)}, staging=ac.Staging(when_busy="skip"), on_event=told.append
     ) as ckpt:
-        entered, leave = threading.Event(), threading.Event()
-
-        def block() -> None:
-            entered.set()
-            assert leave.wait(TIMEOUT_S)
-
-        ckpt._saves._hand_overs.put(block)
-        assert entered.wait(TIMEOUT_S)
-        first = ckpt.save(1)
-        assert ckpt.save(2).outcome == "skipped"
-        assert first.cancel()
-        leave.set()
-        noticed = threading.Event()
-        ckpt._saves._hand_overs.put(noticed.set)
-        assert noticed.wait(TIMEOUT_S)
+        with hand_overs_held(ckpt):
+            first = ckpt.save(1)
+            assert ckpt.save(2).outcome == "skipped"
+            assert first.cancel()
         (tmp_path / ".asyncckpt" / "partial").rmdir()
         (tmp_path / ".asyncckpt" / "partial").write_bytes(b"")
         assert ckpt.save(3).exception(TIMEOUT_S) is not None

@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import asyncckpt as ac
+from tests.integrations.test_resume_exact import flatten, require_same
 
 # Trains `first..last`, printing the exact loss of each step; saves after the last one.
 TRAINER = """
@@ -71,24 +72,13 @@ def train(root: Path, kind: str, first: int, last: int) -> list[Any]:
     return [json.loads(line) for line in ended.stdout.splitlines()]
 
 
-def flatten(value: Any, path: str = "") -> dict[str, Any]:
-    if isinstance(value, dict):
-        return {key: leaf for name, item in value.items() for key, leaf in flatten(item, f"{path}/{name}").items()}
-    if isinstance(value, list | tuple):
-        return {key: leaf for at, item in enumerate(value) for key, leaf in flatten(item, f"{path}/{at}").items()}
-    return {path: value}
-
-
 @pytest.mark.parametrize("kind", ["fused", "foreach"])
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path, kind: str) -> None:
     calm, cut = tmp_path / "calm", tmp_path / "cut"
     expected = train(calm, kind, 0, 10)
     assert train(cut, kind, 0, 5) + train(cut, kind, 5, 10) == expected
     ours, theirs = flatten(ac.load(calm)), flatten(ac.load(cut))
-    assert ours.keys() == theirs.keys()
-    for key, value in ours.items():
-        same = torch.equal(value, theirs[key]) if isinstance(value, torch.Tensor) else str(value) == str(theirs[key])
-        assert same, key
+    require_same(ours, theirs)
     assert {key.split("/")[1] for key in ours} == {
         *("model", "optimizer", "scheduler", "scaler", "loader", "ema", "rng", "seen")
     }

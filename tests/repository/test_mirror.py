@@ -7,7 +7,7 @@ import itertools
 import os
 import shutil
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,6 @@ from asyncckpt.errors import (
     RootLockedError,
     StorageError,
 )
-from asyncckpt.model import CheckpointInfo
 from asyncckpt.policies import Best, Keep
 from asyncckpt.repository import Catalog, CommittedStep, RunLock, clean_partials, prepare_root, verify_step
 from asyncckpt.repository.copying import CopyStats, copy_step
@@ -28,10 +27,10 @@ from asyncckpt.repository.mirror import open_mirror, plan_mirror, require_apart
 from asyncckpt.repository.names import HEADER
 from asyncckpt.stores import LocalStore, Store
 from asyncckpt.testing import Fault, FaultPoint, FaultStore, every_crash_point, every_error_point
+from tests.repository.test_crash_points import FILES as SMALL
+from tests.unit.test_retention import NOW, info
 
 CommitStep = Callable[..., CommittedStep]
-NOW = datetime(2026, 1, 1, tzinfo=UTC)
-SMALL = {"state/zarr.json": b"{}", "state/w/zarr.json": b"{w}", "state/w/c.0": b"chunk of w", "index/zarr.json": b"{}"}
 
 
 def go_on() -> None:
@@ -50,13 +49,6 @@ def mirror(tmp_path: Path) -> LocalStore:
 # What to copy
 
 
-def info(step: int, nonce: str = "", **fields: object) -> CheckpointInfo:
-    created = NOW + timedelta(seconds=step)
-    fields = {"path": "", "kind": "regular", "created": created, "nonce": nonce or f"nonce-{step}", **fields}
-    counts = {"raw_bytes": 0, "stored_bytes": 0, "num_arrays": 0, "world_size": 1, "format": 1}
-    return CheckpointInfo(step=step, **counts, **fields)  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize(
     ("source", "mirrored", "keep", "expected"),
     [
@@ -72,19 +64,19 @@ def info(step: int, nonce: str = "", **fields: object) -> CheckpointInfo:
 def test_the_newest_goes_first_and_nothing_that_would_be_removed_at_once(
     source: list[int], mirrored: list[int], keep: Keep, expected: list[int]
 ) -> None:
-    saved_later = [info(step, created=NOW + timedelta(days=step)) for step in source]
+    saved_later = [info(step, at_s=86_400 * step) for step in source]
     plan = plan_mirror(saved_later, [info(step) for step in mirrored], keep, NOW)
     assert [found.step for found in plan] == expected
 
 
 def test_the_best_and_the_tagged_are_copied_after_the_newest() -> None:
-    source = [info(1, metrics={"loss": 1.0}), info(2, metrics={"loss": 3.0}), info(3, tags=("x",)), info(4), info(5)]
+    source = [info(1, loss=1.0), info(2, loss=3.0), info(3, tags=("x",)), info(4), info(5)]
     plan = plan_mirror(source, [], Keep(last=1, best=Best("loss")), NOW)
     assert [found.step for found in plan] == [5, 3, 1]
 
 
 def test_another_checkpoint_of_the_same_number_is_missing() -> None:
-    plan = plan_mirror([info(1, "new"), info(2)], [info(1, "old"), info(2)], Keep(), NOW)
+    plan = plan_mirror([replace(info(1), nonce="new"), info(2)], [info(1), info(2)], Keep(), NOW)
     assert [found.nonce for found in plan] == ["new"]
 
 

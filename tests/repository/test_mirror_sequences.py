@@ -15,9 +15,9 @@ from asyncckpt.policies import Keep, Mirror
 from asyncckpt.repository import Catalog, CommittedStep, verify_step
 from asyncckpt.stores import LocalStore
 from asyncckpt.writer.mirror_worker import MirrorWorker
+from tests.repository.test_crash_points import FILES
 
 CommitStep = Callable[..., CommittedStep]
-FILES = {"state/zarr.json": b"{}", "state/w/zarr.json": b"{w}", "state/w/c.0": b"chunk of w", "index/zarr.json": b"{}"}
 STEPS = st.integers(1, 5)
 ACTIONS = st.one_of(
     st.tuples(st.sampled_from(["save", "delete", "damage"]), STEPS), st.tuples(st.just("copy"), st.integers(0, 8))

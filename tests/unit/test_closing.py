@@ -23,6 +23,8 @@ from asyncckpt.checkpointer.reporting import LogLines
 from asyncckpt.future import SavePromise
 from asyncckpt.testing import Gate
 
+pytestmark = pytest.mark.usefixtures("nothing_stays_open")
+
 TIMEOUT_S = 60.0
 THREAD = ac.Writer(kind="thread")
 LEAVE = "interrupt again"

@@ -332,7 +332,7 @@ def test_a_process_that_outlives_its_time_waits_as_if_nothing_had_happened(
     tmp_path: Path, gate: Gate, faulty: Callable[..., None], events: EventLog
 ) -> None:
     faulty(hold(gate, 1))
-    ckpt = ac.Checkpointer(tmp_path, state(), writer=THREAD, on_event=events)
+    ckpt = ac.Checkpointer(tmp_path, state(), writer=THREAD, preemption=ac.Preemption(signals=()), on_event=events)
     ckpt.preempt(grace=1e-3)
     events.wait("preemption.flushed")
     ckpt.save(1)

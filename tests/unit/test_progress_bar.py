@@ -19,6 +19,8 @@ from asyncckpt.checkpointer.backlog import Backlog, PendingSave
 from asyncckpt.checkpointer.progress_bar import ProgressBar
 from asyncckpt.testing import Gate
 
+pytestmark = pytest.mark.usefixtures("nothing_stays_open")
+
 TIMEOUT_S = 60.0
 
 
