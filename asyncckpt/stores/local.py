@@ -25,6 +25,7 @@ from asyncckpt.stores.durability import (
     sync_file,
 )
 from asyncckpt.stores.files import list_directory, open_regular, read_fully, remove_tree, write_fully
+from asyncckpt.stores.placement import Placement
 from asyncckpt.stores.sinks import LARGE_BYTES, O_DIRECT, LocalSink
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class LocalStore:
         self._requested_flush = flush
         self._direct = direct and bool(O_DIRECT)
         self._pool = BufferPool(_POOL_BUFFERS)
+        self._placement = Placement()
 
     def __repr__(self) -> str:
         return f"LocalStore({self.root!r}, flush={self.flush!r})"
@@ -139,6 +141,14 @@ class LocalStore:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(path)
 
+    def _make_area(self, path: str) -> None:
+        try:
+            self._placement.make(path)
+        except FileExistsError:
+            pass
+        except FileNotFoundError:
+            self._make_directory(path)
+
     def link(self, source: str, target: str) -> None:
         source_path, path = self.location(source), self.location(target)
         with _reported("link", target):
@@ -188,7 +198,7 @@ class LocalStore:
     def open_barrier(self, prefix: str) -> Barrier:
         path = self.location(prefix)
         with _reported("create", prefix):
-            self._make_directory(path)
+            self._make_area(path)
             return SyncfsBarrier(path, prefix) if self.flush == "syncfs" else TreeBarrier(path, prefix)
 
     def sync_directory(self, prefix: str) -> None:
