@@ -17,7 +17,6 @@ from asyncckpt.logs import get_logger
 from asyncckpt.memory import is_memfd_available
 from asyncckpt.processes import process_status
 from asyncckpt.writer.framing import BlockingChannel
-from asyncckpt.writer.service import serve
 
 __all__ = ["Link", "ProcessLink", "ThreadLink", "can_start_process"]
 
@@ -129,6 +128,9 @@ class ThreadLink:
         self._thread.start()
 
     def _run(self) -> None:
+        # Here, because a trainer with a writer process needs none of it, and it takes a third of all imports.
+        from asyncckpt.writer.service import serve
+
         with self._theirs:
             try:
                 anyio.run(serve, self._theirs)
