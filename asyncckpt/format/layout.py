@@ -100,8 +100,8 @@ class ArrayLayout:
 
     def files(self) -> Iterator[FilePart]:
         """Every file, in the order of the raw bytes."""
-        if not self.shape:
-            yield FilePart("c", 0, self.num_bytes)
+        if self.file_shape == self.shape:
+            yield FilePart("c" + ".0" * len(self.shape), 0, self.num_bytes)
             return
         grid = _grid(self.shape, self.file_shape)
         axis = _cut_axis(self.file_shape)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 
 from asyncckpt.errors import UnsupportedStateError
 from asyncckpt.format.tree import Node
+from asyncckpt.interpreter import collector_paused
 from asyncckpt.state.encoder import StateEncoder
 from asyncckpt.state.leaves import TensorLeaf
 from asyncckpt.state.places import Place
@@ -46,24 +45,8 @@ def capture(state: Mapping[str, Any]) -> Capture:
     for name in state:
         if not isinstance(name, str):
             raise UnsupportedStateError(f"names in the state are texts, not {name!r}", key=repr(name), type="key")
-    with _collector_paused():
+    with collector_paused():
         encoder = StateEncoder()
         tree = encoder.encode(dict(state), Place("", "state", 0, False))
         encoder.encode_postponed()
         return Capture(tree, encoder.leaves.finish(), encoder.optimizers)
-
-
-@contextmanager
-def _collector_paused() -> Iterator[None]:
-    """No garbage collection: the objects of a large tree would set off several full ones, each as long as the capture.
-
-    None of them is garbage, and a full collection visits the whole heap of the trainer.
-    """
-    if not gc.isenabled():
-        yield
-        return
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import os
 import signal
 import socket
@@ -23,6 +24,7 @@ _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _KEEP_BYTES = 256 * 2**20
 _PR_SET_NAME = 15
+_ALLOCATIONS_PER_COLLECTION = 50_000
 
 
 def _keep_freed_memory() -> None:
@@ -32,6 +34,13 @@ def _keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_MMAP_THRESHOLD, _KEEP_BYTES)
         libc.mallopt(_M_TRIM_THRESHOLD, _KEEP_BYTES)
+
+
+def _collect_rarely() -> None:
+    # The records of a large save are many objects and no garbage, which the collector would go through again and
+    # again: a tenth of the time of a save of 10,000 tensors.
+    gc.freeze()
+    gc.set_threshold(_ALLOCATIONS_PER_COLLECTION, 10, 10)
 
 
 def _name_process() -> None:
@@ -56,6 +65,7 @@ def main() -> None:
     with contextlib.suppress(OSError, AttributeError):
         os.nice(nice)
     _keep_freed_memory()
+    _collect_rarely()
     _name_process()
     with socket.socket(fileno=descriptor) as sock:
         sock.setblocking(False)

@@ -13,6 +13,7 @@ import xxhash
 from asyncckpt.format.files import FileDigest, FileEncoder
 from asyncckpt.format.index import FileRecord
 from asyncckpt.format.metadata import encode_array_metadata
+from asyncckpt.interpreter import Lane
 from asyncckpt.repository.commit import StepWriter
 from asyncckpt.stores.contract import FileSink
 from asyncckpt.writer.cores import CoreBudget
@@ -101,6 +102,7 @@ class FileWriter:
         self._cores = cores
         self._urgency = urgency
         self._check_finite = check_finite
+        self._lane = Lane()
 
     def run(self, job: Job, arena: memoryview) -> JobResult:
         """Write every file of *job*, whose tensors lie in *arena*.
@@ -112,10 +114,11 @@ class FileWriter:
         result = JobResult([])
         small = [task for task in job if task.num_bytes <= _SMALL_FILE_BYTES]
         if small:
-            with self._cores, _timed(result, "encode_s"):
-                prepared = [self._prepare(task, arena, result) for task in small]
-            for file in prepared:
-                self._write_small(file, result)
+            with self._lane.batch(len(small)):
+                with self._cores, _timed(result, "encode_s"):
+                    prepared = [self._prepare(task, arena, result) for task in small]
+                for file in prepared:
+                    self._write_small(file, result)
         for task in job:
             if task.num_bytes > _SMALL_FILE_BYTES:
                 with self._cores, _timed(result, "encode_s"):

@@ -191,7 +191,9 @@ class Pipeline:
             send.close()
 
     def _finish_index(self, save: Save, step: StepWriter, written: Written) -> Header:
-        groups = {"state", "index"}.union(*(_parents(record.key) for record in written.records))
+        # "state/model/w/zarr.json": "state/model/w" is an array, what lies above it are groups.
+        parents = {record.key.rsplit("/", 2)[0] for record in written.records}
+        groups = {"state", "index"}.union(*map(_with_those_above, parents))
         metadata = encode_group_metadata()
         written.records += [put_recorded(step, f"{group}/zarr.json", metadata) for group in sorted(groups)]
         array_metadata, chunk, reference = encode_index(written.records, rank=_RANK)
@@ -222,7 +224,6 @@ class Pipeline:
         )
 
 
-def _parents(key: str) -> Iterable[str]:
-    # "state/model/w/zarr.json": "state/model/w" is an array, what lies above it are groups.
-    parts = key.split("/")[:-2]
+def _with_those_above(group: str) -> Iterable[str]:
+    parts = group.split("/")
     return ("/".join(parts[:depth]) for depth in range(1, len(parts) + 1))
