@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -18,6 +19,7 @@ from asyncckpt.format.index import FileRecord
 from asyncckpt.format.layout import ArrayLayout, FilePart
 from asyncckpt.format.limits import MAX_METADATA_BYTES
 from asyncckpt.format.metadata import decode_array_metadata
+from asyncckpt.interpreter import Lane, collector_paused
 from asyncckpt.model import Damage
 from asyncckpt.processes import available_cpus
 from asyncckpt.repository.catalog import ABSENT, UNREADABLE, CommittedStep
@@ -60,11 +62,12 @@ def read_tensors(
         StagingMemoryError: there is not enough memory.
     """
     reader = TensorReader(committed.store, committed.prefix, committed.header.raw_bytes)
-    tensors = reader.read_inline(committed.header.inline, keys)
-    wanted = [key for key in dict.fromkeys(keys) if key not in committed.header.inline]
-    if wanted:
-        reader.expect(committed.read_index())
-        tensors.update(reader.read(wanted, threads, memory, or_nothing=True))
+    with collector_paused():
+        tensors = reader.read_inline(committed.header.inline, keys)
+        wanted = [key for key in dict.fromkeys(keys) if key not in committed.header.inline]
+        if wanted:
+            reader.expect(committed.read_index())
+            tensors.update(reader.read(wanted, threads, memory, or_nothing=True))
     if reader.damaged:
         committed.require_unchanged()
         raise _corrupt(committed, reader.damaged)
@@ -121,6 +124,7 @@ class TensorReader:
         self._max_bytes = max_bytes
         self._records: Mapping[str, FileRecord] | None = None
         self._buffers = ThreadBuffers()
+        self._lane = Lane()
         self.damaged: list[Damage] = []
 
     def expect(self, records: Collection[FileRecord]) -> None:
@@ -155,8 +159,7 @@ class TensorReader:
         """
         # Twice as many as there are CPUs: some wait for the disk while others decode.
         with ThreadPoolExecutor(threads or 2 * available_cpus(), thread_name_prefix="asyncckpt-restore") as pool:
-            found = pool.map(lambda batch: [self._array(key) for key in batch], _batches(list(keys)))
-            arrays = [array for batch in found for array in batch if array is not None]
+            arrays = self._find_arrays(keys, lambda some: pool.map(self._read_arrays, _batches(some)))
             self._check_total(arrays)
             if or_nothing and self.damaged:
                 return {}
@@ -165,8 +168,8 @@ class TensorReader:
             # Largest first, so that no thread starts a long file when the others are done.
             files.sort(key=lambda file: file.part.start - file.part.stop)
             num_large = sum(file.part.stop - file.part.start > _SMALL_BYTES for file in files)
-            for _ in pool.map(
-                self._read_files, [*([file] for file in files[:num_large]), *_batches(files[num_large:])]
+            for _ in itertools.chain(
+                pool.map(self._read_file, files[:num_large]), pool.map(self._read_small, _batches(files[num_large:]))
             ):
                 pass
         lost = {damage.array for damage in self.damaged}
@@ -185,6 +188,33 @@ class TensorReader:
         if self._max_bytes is not None and total > self._max_bytes:
             reason = f"its arrays announce {total} bytes, more than the whole checkpoint with {self._max_bytes}"
             self.damaged.append(Damage(HEADER, reason))
+
+    def _find_arrays(
+        self, keys: Collection[str], read: Callable[[Sequence[str]], Iterable[list[_Array | None]]]
+    ) -> list[_Array]:
+        """What ``zarr.json`` says of each array, without those where it is damaged.
+
+        The index tells which of these files are the same, and most are: only the one whose array comes first in the
+        alphabet is read, and any other only if that one is damaged.
+        """
+        alike: dict[Any, list[str]] = {}
+        for key in keys:
+            record = None if self._records is None else self._records.get(f"{key}/zarr.json")
+            alike.setdefault(key if record is None else (record.stored, record.bytes), []).append(key)
+        firsts = [min(same) for same in alike.values()]
+        found = {array.key: array for batch in read(firsts) for array in batch if array is not None}
+        others: list[str] = []
+        for first, same in zip(firsts, alike.values(), strict=True):
+            if first in found:
+                found |= {key: _Array(key, found[first].layout) for key in same}
+            else:
+                others += [key for key in same if key != first]
+        found |= {array.key: array for batch in read(others) for array in batch if array is not None}
+        return [found[key] for key in keys if key in found]
+
+    def _read_arrays(self, keys: Sequence[str]) -> list[_Array | None]:
+        with self._lane.batch(len(keys)):
+            return [self._array(key) for key in keys]
 
     def _array(self, key: str) -> _Array | None:
         name = f"{key}/zarr.json"
@@ -220,9 +250,13 @@ class TensorReader:
             raise CorruptCheckpointError(f"it cannot have {record.bytes} bytes")
         return _File(array, name, part, record, out)
 
-    def _read_files(self, files: Sequence[_File]) -> None:
-        for file in files:
-            self._guarded(file.name, file.array.key, functools.partial(self._decode_file, file))
+    def _read_small(self, files: Sequence[_File]) -> None:
+        with self._lane.batch(len(files)):
+            for file in files:
+                self._read_file(file)
+
+    def _read_file(self, file: _File) -> None:
+        self._guarded(file.name, file.array.key, functools.partial(self._decode_file, file))
 
     def _decode_file(self, file: _File) -> None:
         layout, record = file.array.layout, file.record
