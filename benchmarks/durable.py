@@ -77,8 +77,8 @@ def store_kinds(tell: Tell, setup: Setup) -> dict[str, Any]:
 def _codec_speeds(state: states.State) -> dict[str, float]:
     largest = max(state.tensors(), key=lambda tensor: tensor.nbytes)
     speeds = {}
-    for cname in ("lz4", "zstd"):
-        for name, seconds in codec_seconds(largest, cname, _FEW).items():
+    for preset, cname in zip(_PRESETS, ("lz4", "zstd"), strict=True):
+        for name, seconds in codec_seconds(largest, preset, _FEW).items():
             speeds[f"{cname} {name}"] = largest.nbytes / Spread(seconds).median
     return speeds
 

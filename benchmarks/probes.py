@@ -121,29 +121,35 @@ def drop_from_page_cache(path: Path, *, wholly: bool) -> str:
     return "fadvise"
 
 
-def codec_seconds(values: Tensor, cname: str, repetitions: int) -> dict[str, list[float]]:
-    """What one core needs to ``encode`` and ``decode`` *values*, in chunks, with the codec of a preset.
+def codec_seconds(values: Tensor, preset: str, repetitions: int) -> dict[str, list[float]]:
+    """What one core needs to ``encode`` and ``decode`` *values* with the codec of *preset*, in the chunks that it cuts.
 
     Args:
         values: contiguous float32.
-        cname: ``lz4`` is the codec of ``"fast"``, ``zstd`` that of ``"small"``.
+        preset: ``fast`` or ``small``.
     """
     from numcodecs import blosc
 
+    from asyncckpt.format.codecs import SHUFFLES
+    from asyncckpt.model import TensorSpec
+    from asyncckpt.writer.jobs import plan_jobs
+
+    plan = plan_jobs([TensorSpec("values", "float32", tuple(values.shape), 0)], preset)
+    files = [task for job in plan.jobs for task in job]
+    layout = files[0].layout
+    codec = next(codec["configuration"] for codec in layout.codecs if codec["name"] == "blosc")
+    settings = codec["cname"].encode(), codec["clevel"], SHUFFLES[codec["shuffle"]], codec["blocksize"]
     raw = values.detach().reshape(-1).numpy()
-    elements = _BLOCK_BYTES // raw.itemsize
-    chunks = [raw[start : start + elements] for start in range(0, raw.size, elements)]
-    shuffle = blosc.BITSHUFFLE if cname == "lz4" else blosc.SHUFFLE
-    block_bytes = 64 * 2**10 if cname == "lz4" else 2**20
+    cuts = [slice(start // 4, stop // 4) for file in files for _, start, stop in layout.chunks(file.part)]
     blosc.use_threads = False
-    target = np.empty(elements, dtype=raw.dtype)
+    target = np.empty(layout.chunk_bytes // 4, dtype=raw.dtype)
     seconds: dict[str, list[float]] = {"encode": [], "decode": []}
     for _ in range(repetitions):
         started = time.perf_counter()
-        frames = [blosc.compress(chunk, cname.encode(), 1, shuffle, block_bytes) for chunk in chunks]
+        frames = [blosc.compress(raw[cut], *settings) for cut in cuts]
         encoded = time.perf_counter()
-        for chunk, frame in zip(chunks, frames, strict=True):
-            blosc.decompress(frame, target[: chunk.size])
+        for cut, frame in zip(cuts, frames, strict=True):
+            blosc.decompress(frame, target[: cut.stop - cut.start])
         seconds["encode"].append(encoded - started)
         seconds["decode"].append(time.perf_counter() - encoded)
     return seconds

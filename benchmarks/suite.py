@@ -76,7 +76,7 @@ def report(found: dict[str, Any], asked: Sequence[str], results: Path) -> None:
             f"{machine['filesystem']['type']}, Linux {machine['kernel']}, {machine['commit'][:12]}; "
             f"{answer['repetitions']} repetitions unless stated, {answer['took_s']:.0f} s"
         )
-    if {"growth", "durable"} <= found.keys():
+    if predict.is_possible(found):
         print(f"\n# {predict.TITLE}\n")
         predicted = predict.measure_from(found)
         predict.show(predicted)

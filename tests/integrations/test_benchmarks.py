@@ -119,6 +119,23 @@ def test_gpu_stall_says_that_there_is_no_gpu(tmp_path: Path) -> None:
     assert "this machine has none" in ended.stderr
 
 
+def test_the_formula_lies_between_the_slower_of_core_and_disk_and_both_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    predict = importlib.import_module("predict")
+    nothing = predict.Line(0.0, 0.0)
+    # 4 GB: 4 s of one core, and 3 s of the disk at most.
+    constants = predict.Constants(nothing, nothing, nothing, {"fast": 1e9}, 1e9, {"fast": 0.75})
+
+    def durable_s(threads: int, cores: int, num_tensors: int = 100, disk: float = 1e9) -> float:
+        machine = predict.Machine(1e15, cores, threads, cores, disk, disk)
+        return float(predict.predict(predict.Work(4_000_000_000, num_tensors), machine, constants).durable_s)
+
+    assert durable_s(threads=1, cores=2) == pytest.approx(4 + 3, rel=1e-4)
+    assert durable_s(threads=64, cores=2) == pytest.approx(3, rel=1e-2), "the disk never waits"
+    assert durable_s(threads=4, cores=2, disk=1e15) == pytest.approx(4 / 2, rel=1e-4)
+    assert 3 < durable_s(threads=4, cores=2) < durable_s(threads=2, cores=2) < (4 + 3)
+
+
 def gpu_result(saver: str, lost_s: float, *, stale: float | None = 0.0) -> dict[str, Any]:
     """What a worker reports of one save: steps of 100 ms, of which three were 110 ms, and a gap of 1.5 ms."""
     save = {
