@@ -15,7 +15,8 @@ __all__ = ["check_key", "escape_component", "join_key", "parse_step_name", "step
 _STEP = re.compile(r"step-(\d{8,18})\Z", re.ASCII)
 _SAFE = re.compile(r"[A-Za-z0-9._-]+\Z")
 _UNSAFE_BYTE = re.compile(rb"[^A-Za-z0-9._-]")
-_ESCAPED = re.compile(r"[A-Za-z0-9._%~-]+\Z")
+_PART = r"(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._%~-]{1,255}"
+_KEY = re.compile(rf"{_PART}(?:/{_PART})*\Z")  # one match for all parts: a restore checks every file of the step
 _CHUNK_FILE = re.compile(r"c(\.\d+)*\Z")
 _MAX_COMPONENT = 200
 _HASH_DIGITS = 32
@@ -94,7 +95,6 @@ def check_key(key: str) -> str:
     Raises:
         CorruptCheckpointError: it is absolute, empty, has ``.`` or ``..`` parts, or odd characters.
     """
-    for part in key.split("/"):
-        if part in ("", ".", "..") or len(part) > 255 or not _ESCAPED.match(part):
-            raise CorruptCheckpointError(f"{key[:300]!r} is not a key of a checkpoint", key=key[:300])
+    if not _KEY.match(key):
+        raise CorruptCheckpointError(f"{key[:300]!r} is not a key of a checkpoint", key=key[:300])
     return key
