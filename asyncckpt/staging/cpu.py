@@ -46,7 +46,7 @@ class CpuCopier:
         moves: list[_Move] = []
         memmove = ctypes.memmove
         for source, offset in zip(sources, offsets, strict=True):
-            num_bytes = source.numel() * source.element_size()
+            num_bytes = source.nbytes
             if num_bytes == 0:
                 continue
             if not source.is_contiguous() or source.is_conj() or source.is_neg():

@@ -17,7 +17,7 @@ from asyncckpt.staging.buffers import CudaItem, DeviceBuffers
 from asyncckpt.staging.cpu import CpuCopier
 from asyncckpt.staging.cuda import CudaCopier, CudaOrder
 from asyncckpt.staging.device_memory import DeviceBudget
-from asyncckpt.staging.guard import StepGuard, is_capturing, version_of, versions_of
+from asyncckpt.staging.guard import StepGuard, is_capturing, versions_of
 from asyncckpt.staging.leaf import Leaf
 from asyncckpt.staging.ops import DeviceOps
 from asyncckpt.staging.pinning import HostPinner
@@ -237,13 +237,15 @@ class Stager:
         # Other accelerators (MPS, XPU): `cpu()` waits for their queue, which is slow but right.
         tensors = [leaf.tensor if leaf.tensor.is_cpu else leaf.tensor.cpu() for leaf in leaves]
         self._cpu.copy(tensors, offsets, arena)
-        for leaf, version in zip(leaves, versions, strict=True):
-            if version_of(leaf.tensor) != version:
-                raise SnapshotMutatedError(
-                    f"{leaf.key} was modified in place while it was copied; the snapshot was not written. "
-                    "Do not train in another thread until save() has returned",
-                    key=leaf.key,
-                )
+        now = versions_of([leaf.tensor for leaf in leaves])
+        if now == versions:
+            return
+        key = next(leaf.key for leaf, was, is_ in zip(leaves, versions, now, strict=True) if was != is_)
+        raise SnapshotMutatedError(
+            f"{key} was modified in place while it was copied; the snapshot was not written. "
+            "Do not train in another thread until save() has returned",
+            key=key,
+        )
 
     def discard(self, slot: Slot) -> None:
         """Free the arenas of *slot*; writer and devices must be done with them."""
