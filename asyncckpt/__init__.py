@@ -20,6 +20,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from asyncckpt.interpreter import collector_paused as _collector_paused
+
 if TYPE_CHECKING:  # what type checkers and editors see; `_HOMES` is what runs, and a test compares the two
     from asyncckpt.checkpointer import Checkpointer, load, open, save_sync
     from asyncckpt.errors import (
@@ -201,7 +203,8 @@ def __getattr__(name: str) -> Any:
     home = _HOME_OF.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(home), name)
+    with _collector_paused():  # beside torch's objects one collection takes as long as half of the imports
+        value = getattr(importlib.import_module(home), name)
     globals()[name] = value  # the next access does not come here
     return value
 
