@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import subprocess
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -91,6 +92,8 @@ class Campaign:
         self._step = 1  # the next to be saved; one that failed is saved again
         self._is_writer_at_rest = False
         self._checkpointer = self._start()
+        # How often `stores.placement` tries another place depends on the disk; without the flag it never does.
+        subprocess.run(["chattr", "-T", self.root / ".asyncckpt/partial"], stderr=subprocess.DEVNULL, check=False)
         self._save_undisturbed()  # a writer imports a few modules during its first save: those are calls too
 
     def _start(self) -> ac.Checkpointer:
