@@ -15,7 +15,7 @@ help:
 	@echo "make demo       train, kill in the middle of a save, resume, compare bit for bit (about a minute)"
 	@echo "make test       the whole test suite"
 	@echo "make check      lint, types, import contracts and tests"
-	@echo "make bench      every benchmark of benchmarks/suite.py: tables, JSON, pictures (about ten minutes)"
+	@echo "make bench      every benchmark of benchmarks/suite.py: tables, JSON, pictures (sixteen minutes)"
 	@echo "make clean      remove .venv, .bench and all caches"
 
 demo: $(STAMP)

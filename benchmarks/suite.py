@@ -1,6 +1,6 @@
 """Every question, one after another: tables, JSON files, pictures, and which targets are met.
 
-python benchmarks/suite.py                        # about ten minutes
+python benchmarks/suite.py                        # sixteen minutes
 python benchmarks/suite.py --size tiny            # seconds, and only shows that it runs
 python benchmarks/suite.py --only restore         # one question
 python benchmarks/suite.py --only                 # none: tables and targets of the results there are
