@@ -96,16 +96,19 @@ class Placement:
             FileExistsError: it is there.
             OSError: it cannot be made.
         """
-        first = self._try(path)
+        took_s = self._mkdir(path)
         if not are_subdirectories_spread(os.path.dirname(path)):
             return
         with contextlib.suppress(OSError):  # one that lies in a bad place will do
-            self._move_to_better(path, first)
+            self._move_to_better(path, self._place_of(path, took_s))
 
-    def _try(self, path: str) -> _Place:
+    def _mkdir(self, path: str) -> float:
+        """Make it; how many seconds that took."""
         started = self._clock()
         os.mkdir(path)
-        took_s = self._clock() - started
+        return self._clock() - started
+
+    def _place_of(self, path: str, took_s: float) -> _Place:
         region = self._region(path)
         age = self._used.index(region) + 1 if region in self._used else 0
         return _Place(age, took_s, path, region)
@@ -118,9 +121,9 @@ class Placement:
         try:
             while (best.age or best.took_s > enough_s) and len(others) < most_tries:
                 other = f"{path}~{len(others) + 1}"
-                place = self._try(other)
+                took_s = self._mkdir(other)
                 others.append(other)
-                best = min(best, place)
+                best = min(best, self._place_of(other, took_s))
             self._quickest_s = min(self._quickest_s or best.took_s, best.took_s)
             self._used.append(best.region)
             if best.path != path:
